@@ -1,0 +1,31 @@
+.PHONY: help setup demo test bench picture check
+.DEFAULT_GOAL := help
+
+help: ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+setup: ## install what is missing: PostgreSQL's programs, a linker
+	@scripts/setup
+
+demo: setup ## run the load test and show what the pool does; options in ARGS="..."
+	@echo "The first build takes a few minutes."
+	cargo run --release --quiet --example load_test --features axum -- $(ARGS)
+
+test: setup ## run all tests
+	cargo test --all-features
+
+bench: ## run the benchmarks
+	cargo bench --all-features
+
+picture: ARGS += --svg docs/demo.svg --json target/demo.json
+picture: demo ## run the demo and draw docs/demo.svg
+
+check: ## formatting, lints, documentation, each feature alone, the oldest compiler
+	cargo fmt --check
+	cargo clippy --all-targets --all-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --all-features
+	@set -e; for feature in "" postgres axum tracing; do \
+		echo "cargo clippy --lib, with no feature but '$$feature'"; \
+		cargo clippy --lib --no-default-features --features "$$feature" -- -D warnings; \
+	done
+	scripts/check-msrv

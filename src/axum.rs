@@ -1,0 +1,130 @@
+//! For axum: an extractor that hands out connections, and errors that are responses.
+
+use std::convert::Infallible;
+use std::error::Error as StdError;
+use std::fmt;
+
+use axum_core::extract::{FromRef, FromRequestParts};
+use axum_core::response::{IntoResponse, Response};
+use http::StatusCode;
+use http::header::{CACHE_CONTROL, HeaderValue};
+use http::request::Parts;
+
+use crate::backend::Backend;
+use crate::error::AcquireError;
+#[cfg(feature = "postgres")]
+use crate::error::QueryError;
+use crate::layer::refusal;
+use crate::pool::{AdaptivePool, Connection};
+
+/// Extracts the pool from the router's state: an `AdaptivePool<B>`, or any state it can be had from through
+/// [`FromRef`].
+#[derive(Clone, Debug)]
+pub struct Pooled<B: Backend>(AdaptivePool<B>);
+
+/// Extracts the PostgreSQL pool.
+#[cfg(feature = "postgres")]
+pub type Db = Pooled<crate::Postgres>;
+
+impl<B: Backend> Pooled<B> {
+    /// A connection, as [`AdaptivePool::acquire`].
+    ///
+    /// # Errors
+    /// As there; as an [`Error`] each is a response by itself.
+    pub async fn acquire(&self) -> Result<Connection<B>, AcquireError> {
+        self.0.acquire().await
+    }
+
+    /// The pool itself.
+    pub fn pool(&self) -> &AdaptivePool<B> {
+        &self.0
+    }
+}
+
+impl<S, B> FromRequestParts<S> for Pooled<B>
+where
+    S: Send + Sync,
+    B: Backend,
+    AdaptivePool<B>: FromRef<S>,
+{
+    type Rejection = Infallible;
+
+    async fn from_request_parts(_: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        Ok(Self(AdaptivePool::from_ref(state)))
+    }
+}
+
+/// What a handler fails with, as a response: 503 with `Retry-After` when refused, 504 when a time ran out, 500 else.
+///
+/// The reason is also in the response's extensions: a [`Shed`](crate::Shed) for a refusal.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// No connection.
+    Acquire(AcquireError),
+    /// No result.
+    #[cfg(feature = "postgres")]
+    Query(QueryError),
+}
+
+impl Error {
+    /// The status it is answered with.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Acquire(AcquireError::Timeout(_)) => StatusCode::GATEWAY_TIMEOUT,
+            Self::Acquire(_) => StatusCode::SERVICE_UNAVAILABLE,
+            #[cfg(feature = "postgres")]
+            Self::Query(error) if error.is_timeout() => StatusCode::GATEWAY_TIMEOUT,
+            #[cfg(feature = "postgres")]
+            Self::Query(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
+impl IntoResponse for Error {
+    /// No body: what a database says is for the logs, not for strangers.
+    fn into_response(self) -> Response {
+        if let Self::Acquire(AcquireError::Shed(shed)) = &self {
+            let mut response = refusal(shed, ()).map(|()| axum_core::body::Body::empty());
+            response.extensions_mut().insert(*shed);
+            return response;
+        }
+        let mut response = self.status().into_response();
+        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        response
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Acquire(error) => error.fmt(f),
+            #[cfg(feature = "postgres")]
+            Self::Query(error) => error.fmt(f),
+        }
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            Self::Acquire(error) => error.source(),
+            #[cfg(feature = "postgres")]
+            Self::Query(error) => error.source(),
+        }
+    }
+}
+
+impl From<AcquireError> for Error {
+    fn from(error: AcquireError) -> Self {
+        Self::Acquire(error)
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl From<QueryError> for Error {
+    fn from(error: QueryError) -> Self {
+        Self::Query(error)
+    }
+}

@@ -1,0 +1,111 @@
+//! The seam between the pool and what it pools.
+
+use std::error::Error;
+use std::fmt;
+use std::future::Future;
+use std::sync::Weak;
+
+use crate::config::ConfigError;
+
+/// Opens connections and knows how they are. [`Postgres`](crate::Postgres) is one.
+///
+/// A connection is closed by dropping it; its [`Place`] says when the server has let go.
+pub trait Backend: Send + Sync + 'static {
+    /// What is pooled.
+    type Connection: Send + 'static;
+    /// Why a dial, check or settlement failed.
+    type Error: Error + Send + Sync + 'static;
+
+    /// Opens one connection. Runs in the background, under `dial_timeout`.
+    ///
+    /// `place` is the right to have that connection: keep it for as long as the server may count the connection, also
+    /// when the dial fails half-way or this future is dropped. Dropping it makes room for the next one.
+    fn dial(&self, place: Place) -> impl Future<Output = Result<Self::Connection, Self::Error>> + Send;
+
+    /// How a connection is. Must not block: it is asked at every hand-out, and when a guard is dropped.
+    fn state(&self, connection: &Self::Connection) -> State;
+
+    /// Makes sure that a [`State::Check`] connection still works, before it is handed out. Runs inside the caller's
+    /// deadline; an error costs the caller nothing but the next connection.
+    fn check(
+        &self,
+        connection: &mut Self::Connection,
+    ) -> impl Future<Output = Result<(), Self::Error>> + Send {
+        let _ = connection;
+        async { Ok(()) }
+    }
+
+    /// Brings a [`State::Settle`] connection into a state fit for the next caller. Runs in the background; an error,
+    /// or any state but ready afterwards, discards the connection.
+    fn settle(
+        &self,
+        connection: &mut Self::Connection,
+    ) -> impl Future<Output = Result<(), Self::Error>> + Send {
+        let _ = connection;
+        async { Ok(()) }
+    }
+
+    /// What is wrong with the backend's own settings, checked at `build()`.
+    ///
+    /// # Errors
+    /// The problems found.
+    fn validate(&self) -> Result<(), ConfigError> {
+        Ok(())
+    }
+}
+
+/// How a connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Clean, and as far as known alive.
+    Ready,
+    /// Clean, but to be checked before it is handed out.
+    Check,
+    /// Something is open or under way: to be settled in the background before anybody gets it.
+    Settle,
+    /// Of no more use.
+    Dead,
+}
+
+/// A place under the ceiling: the right to have one connection on the server.
+///
+/// There are never more than `max_size` of them. It travels with the connection, through the dial, the life and the
+/// closing of it, and makes room when it is dropped.
+#[must_use = "dropping a place says that the server counts no connection for it"]
+pub struct Place {
+    owner: Weak<dyn PlaceOwner>,
+}
+
+/// Who is told that a place is free again.
+pub(crate) trait PlaceOwner: Send + Sync {
+    fn place_freed(&self);
+    fn place_written_off(&self);
+}
+
+impl Place {
+    pub(crate) fn new(owner: Weak<impl PlaceOwner + 'static>) -> Self {
+        Self { owner }
+    }
+
+    /// Gives the place up without knowing that the server has let go: nothing at all was heard from it. Shown in
+    /// [`Snapshot::written_off`](crate::Snapshot::written_off) and told to the observers.
+    pub fn write_off(self) {
+        if let Some(owner) = self.owner.upgrade() {
+            owner.place_written_off();
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(owner) = self.owner.upgrade() {
+            owner.place_freed();
+        }
+    }
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Place")
+    }
+}

@@ -1,0 +1,450 @@
+//! Settings: collected by a builder, from code and environment, and checked once, all together, at `build()`.
+
+use std::env;
+use std::error::Error;
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::backend::Backend;
+use crate::gate::limiter::Limiter;
+use crate::gate::slots::Bounds;
+use crate::law::{Controller, QueueDepth, QueueDepthController};
+use crate::observe::Observer;
+use crate::pool::AdaptivePool;
+
+/// Settings of a pool (`K` a [`Backend`]) or of a limiter (`K` = [`LimitOnly`]).
+///
+/// Every setter can also be reached from the environment, see [`from_env`](Self::from_env).
+#[must_use = "a builder does nothing until build()"]
+pub struct Builder<K> {
+    kind: K,
+    settings: Settings,
+    problems: Vec<Problem>,
+}
+
+/// The kind of builder that makes a [`Limiter`].
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct LimitOnly {}
+
+pub(crate) struct Settings {
+    pub name: String,
+    pub min_size: usize,
+    pub max_size: usize,
+    pub soft_cap: Option<usize>,
+    pub hard_cap: usize,
+    pub acquire_timeout: Duration,
+    pub dial_timeout: Duration,
+    pub max_dialing: usize,
+    pub idle_timeout: Duration,
+    pub fail_fast: bool,
+    pub seed: Option<u64>,
+    pub controller: ControllerChoice,
+    pub observers: Vec<Arc<dyn Observer>>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            name: "default".into(),
+            // Enough that an ordinary load finds connections open, few enough that ten instances fit in one server.
+            min_size: 10,
+            // Half of PostgreSQL's default max_connections (100): two instances, or one and its neighbours.
+            max_size: 50,
+            // Half of the hard cap: room for a ramp on which the queue can settle instead of a cliff.
+            soft_cap: None,
+            // With ten connections of 6 ms a wait of 0.12 s: more is not patience but a pile.
+            hard_cap: 200,
+            // Past two seconds people have reloaded the page, and the work would be done for nobody.
+            acquire_timeout: Duration::from_secs(2),
+            // A SCRAM handshake takes milliseconds; five seconds is a network that has lost packets.
+            dial_timeout: Duration::from_secs(5),
+            // More handshakes at once hardly open faster, and cost the running queries CPU.
+            max_dialing: 4,
+            // Longer than the pause between two bursts, shorter than what middleboxes allow (350 s on AWS).
+            idle_timeout: Duration::from_secs(30),
+            // A restart of the database takes seconds: waiting through it serves more than failing.
+            fail_fast: false,
+            seed: None,
+            controller: ControllerChoice::QueueDepth(QueueDepth::default()),
+            observers: Vec::new(),
+        }
+    }
+}
+
+impl Settings {
+    pub fn soft_cap(&self) -> usize {
+        self.soft_cap.unwrap_or(self.hard_cap / 2)
+    }
+
+    pub fn bounds(&self) -> Bounds {
+        Bounds { min_size: self.min_size, max_size: self.max_size, hard_cap: self.hard_cap }
+    }
+
+    pub fn seed(&self) -> u64 {
+        self.seed.unwrap_or_else(|| RandomState::new().hash_one(&self.name))
+    }
+
+    fn problems(&self) -> Vec<Problem> {
+        let mut problems = size_problems(self.min_size, self.max_size);
+        problems.extend(cap_problems(self.soft_cap(), self.hard_cap));
+        if self.name.is_empty() {
+            problems.push(Problem::new("name", "\"\"", "must not be empty: it names the pool in telemetry"));
+        }
+        if self.max_dialing == 0 {
+            problems.push(Problem::new("max_dialing", 0, "must be at least 1 dial at once"));
+        }
+        Problem::unless_positive(&mut problems, "acquire_timeout", self.acquire_timeout);
+        Problem::unless_positive(&mut problems, "dial_timeout", self.dial_timeout);
+        Problem::unless_positive(&mut problems, "idle_timeout", self.idle_timeout);
+        if let ControllerChoice::QueueDepth(law) = &self.controller {
+            law.check(&mut problems);
+        }
+        problems
+    }
+}
+
+pub(crate) fn size_problems(min_size: usize, max_size: usize) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    if min_size == 0 {
+        problems.push(Problem::new("min_size", 0, "must be at least 1 connection"));
+    }
+    if max_size < min_size {
+        problems.push(Problem::new("max_size", max_size, format!("is below min_size ({min_size})")));
+    }
+    problems
+}
+
+pub(crate) fn cap_problems(soft_cap: usize, hard_cap: usize) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    if hard_cap == 0 {
+        problems.push(Problem::new("hard_cap", 0, "must be at least 1 waiter"));
+    }
+    if soft_cap > hard_cap {
+        problems.push(Problem::new("soft_cap", soft_cap, format!("is over hard_cap ({hard_cap})")));
+    }
+    problems
+}
+
+/// The law that decides the size: [`QueueDepth`], or a [`Controller`] of one's own.
+pub enum ControllerChoice {
+    /// The plain law.
+    QueueDepth(QueueDepth),
+    /// Any other law.
+    Custom(Box<dyn Controller>),
+}
+
+impl ControllerChoice {
+    pub(crate) fn into_controller(self) -> Box<dyn Controller> {
+        match self {
+            Self::QueueDepth(law) => Box::new(QueueDepthController::new(law)),
+            Self::Custom(controller) => controller,
+        }
+    }
+}
+
+impl From<QueueDepth> for ControllerChoice {
+    fn from(law: QueueDepth) -> Self {
+        Self::QueueDepth(law)
+    }
+}
+
+impl<C: Controller> From<C> for ControllerChoice {
+    fn from(controller: C) -> Self {
+        Self::Custom(Box::new(controller))
+    }
+}
+
+impl fmt::Debug for ControllerChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::QueueDepth(law) => law.fmt(f),
+            Self::Custom(_) => f.write_str("Custom"),
+        }
+    }
+}
+
+impl<K> Builder<K> {
+    pub(crate) fn new(kind: K) -> Self {
+        Self { kind, settings: Settings::default(), problems: Vec::new() }
+    }
+
+    /// The pool's name in telemetry (`db.client.connection.pool.name`). Default `default`.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.settings.name = name.into();
+        self
+    }
+
+    /// Connections kept open whatever the load. Default 10.
+    pub fn min_size(mut self, connections: usize) -> Self {
+        self.settings.min_size = connections;
+        self
+    }
+
+    /// The ceiling: the most connections the server ever sees from this pool. Default 50.
+    pub fn max_size(mut self, connections: usize) -> Self {
+        self.settings.max_size = connections;
+        self
+    }
+
+    /// Waiters up to which the layer refuses nothing. Default half of `hard_cap`.
+    pub fn soft_cap(mut self, waiters: usize) -> Self {
+        self.settings.soft_cap = Some(waiters);
+        self
+    }
+
+    /// Waiters at which everything more is refused, by the layer and by `acquire`. Default 200.
+    pub fn hard_cap(mut self, waiters: usize) -> Self {
+        self.settings.hard_cap = waiters;
+        self
+    }
+
+    /// The longest an acquire waits, for queue, check and dial together. Default 2 s.
+    pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.acquire_timeout = timeout;
+        self
+    }
+
+    /// The law that decides the size. Default [`QueueDepth`].
+    pub fn controller(mut self, controller: impl Into<ControllerChoice>) -> Self {
+        self.settings.controller = controller.into();
+        self
+    }
+
+    /// Seeds the draws (shedding's ramp, jitters), for tests that must repeat. Default: random.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.settings.seed = Some(seed);
+        self
+    }
+
+    /// Tells an observer, such as [`Otel`](crate::Otel), what happens. May be called several times.
+    pub fn observer(mut self, observer: impl Observer) -> Self {
+        self.settings.observers.push(Arc::new(observer));
+        self
+    }
+
+    /// Takes what the environment says over what was set so far. What it does not mention stays.
+    ///
+    /// | Variable | Setting |
+    /// |---|---|
+    /// | `POOL_NAME` | `name` |
+    /// | `POOL_BASE_MAX` | `min_size` |
+    /// | `POOL_HARD_MAX` | `max_size` |
+    /// | `POOL_SOFT_CAP` | `soft_cap` |
+    /// | `POOL_QUEUE_THRESHOLD` | `hard_cap`: waiters past which 503s begin |
+    /// | `POOL_ACQUIRE_TIMEOUT_MS` | `acquire_timeout` |
+    /// | `POOL_SCALE_MULTIPLIER` | [`QueueDepth::grow_factor`] |
+    /// | `POOL_SCALE_THRESHOLD` | [`QueueDepth::threshold`] |
+    /// | `POOL_SCALE_COOLDOWN_MS` | [`QueueDepth::cooldown`] |
+    /// | `POOL_SHRINK_AFTER_MS` | [`QueueDepth::shrink_after`] |
+    /// | `POOL_DIAL_TIMEOUT_MS` | `dial_timeout` |
+    /// | `POOL_MAX_DIALING` | `max_dialing` |
+    /// | `POOL_IDLE_TIMEOUT_MS` | `idle_timeout` |
+    /// | `POOL_FAIL_FAST` | `fail_fast`: `true` or `false` |
+    ///
+    /// A value that cannot be read is reported by `build()`, with the others.
+    pub fn from_env(self) -> Self {
+        self.from_vars(|name| env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
+    }
+
+    fn from_vars(mut self, var: impl Fn(&str) -> Option<String>) -> Self {
+        let mut vars = Vars { var, problems: &mut self.problems };
+        let settings = &mut self.settings;
+        vars.read("POOL_NAME", "a name", &mut settings.name);
+        vars.read("POOL_BASE_MAX", "a number of connections", &mut settings.min_size);
+        vars.read("POOL_HARD_MAX", "a number of connections", &mut settings.max_size);
+        vars.read("POOL_QUEUE_THRESHOLD", "a number of waiters", &mut settings.hard_cap);
+        let mut soft_cap = settings.soft_cap();
+        if vars.read("POOL_SOFT_CAP", "a number of waiters", &mut soft_cap) {
+            settings.soft_cap = Some(soft_cap);
+        }
+        vars.read_ms("POOL_ACQUIRE_TIMEOUT_MS", &mut settings.acquire_timeout);
+        vars.read_ms("POOL_DIAL_TIMEOUT_MS", &mut settings.dial_timeout);
+        vars.read("POOL_MAX_DIALING", "a number of dials", &mut settings.max_dialing);
+        vars.read_ms("POOL_IDLE_TIMEOUT_MS", &mut settings.idle_timeout);
+        vars.read("POOL_FAIL_FAST", "true or false", &mut settings.fail_fast);
+        // A law of the user's own has none of these: then they are another law's, and none of our business.
+        if let ControllerChoice::QueueDepth(law) = &mut settings.controller {
+            vars.read("POOL_SCALE_MULTIPLIER", "a number over 1, such as 1.5", &mut law.grow_factor);
+            vars.read("POOL_SCALE_THRESHOLD", "a number of waiters", &mut law.threshold);
+            vars.read_ms("POOL_SCALE_COOLDOWN_MS", &mut law.cooldown);
+            vars.read_ms("POOL_SHRINK_AFTER_MS", &mut law.shrink_after);
+        }
+        self
+    }
+
+    /// The settings and what they are for, or everything that is wrong with them.
+    pub(crate) fn checked(mut self) -> Result<(Settings, K), ConfigError> {
+        self.problems.extend(self.settings.problems());
+        ConfigError::from_problems(self.problems)?;
+        Ok((self.settings, self.kind))
+    }
+}
+
+impl<B: Backend> Builder<B> {
+    /// The longest one dial may take, TLS and authentication included. Default 5 s.
+    pub fn dial_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.dial_timeout = timeout;
+        self
+    }
+
+    /// The most dials under way at once. Default 4.
+    pub fn max_dialing(mut self, dials: usize) -> Self {
+        self.settings.max_dialing = dials;
+        self
+    }
+
+    /// How long a connection over `min_size` may be idle before it is closed. Default 30 s.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.idle_timeout = timeout;
+        self
+    }
+
+    /// Whether waiters are answered with the error of a failed dial as soon as no connection is left, instead of
+    /// waiting for a later dial until their deadline. Default false.
+    pub fn fail_fast(mut self, fail_fast: bool) -> Self {
+        self.settings.fail_fast = fail_fast;
+        self
+    }
+
+    /// Checks everything and starts the pool, which begins to open `min_size` connections.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the settings; or that there is no Tokio runtime here.
+    pub fn build(mut self) -> Result<AdaptivePool<B>, ConfigError> {
+        if let Err(error) = self.kind.validate() {
+            self.problems.extend(error.problems);
+        }
+        AdaptivePool::start(self)
+    }
+}
+
+impl Builder<LimitOnly> {
+    /// Checks everything and starts the limiter.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the settings; or that there is no Tokio runtime here.
+    pub fn build(self) -> Result<Limiter, ConfigError> {
+        Limiter::start(self)
+    }
+}
+
+impl<K> fmt::Debug for Builder<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder").field("name", &self.settings.name).finish_non_exhaustive()
+    }
+}
+
+/// Environment variables being read, with what is wrong with them.
+struct Vars<'a, F> {
+    var: F,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl<F: Fn(&str) -> Option<String>> Vars<'_, F> {
+    /// Overwrites `setting` when the variable is there and can be read; true then.
+    fn read<T: FromStr>(&mut self, name: &'static str, form: &str, setting: &mut T) -> bool {
+        let Some(value) = (self.var)(name) else { return false };
+        match value.trim().parse() {
+            Ok(parsed) => {
+                *setting = parsed;
+                true
+            }
+            Err(_) => {
+                let expected = format!("cannot be read: it must be {form}");
+                self.problems.push(Problem::new(name, format!("{value:?}"), expected));
+                false
+            }
+        }
+    }
+
+    fn read_ms(&mut self, name: &'static str, setting: &mut Duration) {
+        let mut millis = 0;
+        if self.read(name, "a whole number of milliseconds", &mut millis) {
+            *setting = Duration::from_millis(millis);
+        }
+    }
+}
+
+/// Reads one duration from the environment, for a backend's own settings.
+#[cfg(feature = "postgres")]
+pub(crate) fn env_ms(name: &'static str, setting: &mut Duration) -> Result<(), ConfigError> {
+    let mut problems = Vec::new();
+    Vars { var: |name: &str| env::var(name).ok(), problems: &mut problems }.read_ms(name, setting);
+    ConfigError::from_problems(problems)
+}
+
+/// Everything that is wrong with the settings, at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    problems: Vec<Problem>,
+}
+
+/// One setting that cannot be: its name, its value, and what would be right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    setting: &'static str,
+    value: String,
+    expected: String,
+}
+
+impl ConfigError {
+    /// An error of a backend's own, about one setting. Reads as «`setting` (`value`) `expected`».
+    pub fn new(setting: &'static str, value: impl fmt::Display, expected: impl Into<String>) -> Self {
+        Self { problems: vec![Problem::new(setting, value, expected)] }
+    }
+
+    /// What is wrong, each with its setting.
+    #[must_use]
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
+    pub(crate) fn from_problems(problems: Vec<Problem>) -> Result<(), Self> {
+        if problems.is_empty() { Ok(()) } else { Err(Self { problems }) }
+    }
+
+    pub(crate) fn no_runtime() -> Self {
+        let expected = "must be there: call build() inside a Tokio runtime, as under #[tokio::main]";
+        Self::new("Tokio runtime", "none", expected)
+    }
+}
+
+impl Problem {
+    pub(crate) fn new(setting: &'static str, value: impl fmt::Display, expected: impl Into<String>) -> Self {
+        Self { setting, value: value.to_string(), expected: expected.into() }
+    }
+
+    pub(crate) fn unless_positive(problems: &mut Vec<Self>, setting: &'static str, value: Duration) {
+        if value.is_zero() {
+            problems.push(Self::new(setting, "0 s", "must be longer than zero"));
+        }
+    }
+
+    /// The setting to change.
+    #[must_use]
+    pub fn setting(&self) -> &'static str {
+        self.setting
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}) {}", self.setting, self.value, self.expected)
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.problems.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "; " };
+            write!(f, "{separator}{problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Error for ConfigError {}

@@ -1,0 +1,231 @@
+//! What can go wrong, typed, with codes that stay the same from release to release.
+
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A backend's error, shared: one failed dial can answer several waiters.
+pub type SharedError = Arc<dyn Error + Send + Sync + 'static>;
+
+/// A request that was refused at once, because it could not have been served in time.
+///
+/// The layer turns it into a response and puts it into that response's extensions, where an outer layer finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Shed {
+    /// Why.
+    pub reason: ShedReason,
+    /// How long until it pays to come back: whole seconds, 1 to 120, with a jitter of its own for each refusal.
+    pub retry_after: Duration,
+    /// Waiters at that moment.
+    pub queue_depth: usize,
+}
+
+impl fmt::Display for Shed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { reason, retry_after, queue_depth } = self;
+        let told = retry_after.as_secs();
+        write!(f, "refused ({reason}): {queue_depth} waiting; come back in {told} s")
+    }
+}
+
+impl Error for Shed {}
+
+/// Why a request was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ShedReason {
+    /// The queue is between `soft_cap` and `hard_cap`, and the draw fell on this request.
+    SoftCap,
+    /// The queue holds `hard_cap` waiters.
+    HardCap,
+    /// `try_acquire` found no free connection: it never waits.
+    NoneIdle,
+    /// The pool is being drained or is gone.
+    Draining,
+}
+
+impl ShedReason {
+    /// A stable code for telemetry and clients, in snake case.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::SoftCap => "soft_cap",
+            Self::HardCap => "hard_cap",
+            Self::NoneIdle => "none_idle",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+impl fmt::Display for ShedReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.code())
+    }
+}
+
+/// An acquire that got no connection.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum AcquireError {
+    /// Refused at once: the queue is full, or `try_acquire` found nothing free.
+    Shed(Shed),
+    /// The deadline came first.
+    Timeout(AcquireTimeout),
+    /// `fail_fast` is on, no connection is open and a dial failed: waiting would not help.
+    Dial(SharedError),
+    /// The pool was drained.
+    Closed,
+}
+
+/// How things stood when an acquire ran into its deadline.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct AcquireTimeout {
+    /// How long it waited.
+    pub waited: Duration,
+    /// Connections held by others at the end.
+    pub in_use: usize,
+    /// All connections at the end.
+    pub size: usize,
+    /// Others still waiting.
+    pub queue_depth: usize,
+    /// Why no connection could be opened, when dialing is what failed.
+    pub dial_error: Option<SharedError>,
+}
+
+impl AcquireError {
+    /// A stable code, as telemetry's `error.type` has it.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Shed(_) => "pool_shed",
+            Self::Timeout(AcquireTimeout { dial_error: Some(_), .. }) => "pool_dial_timeout",
+            Self::Timeout(_) => "pool_wait_timeout",
+            Self::Dial(_) => "pool_dial_failed",
+            Self::Closed => "pool_closed",
+        }
+    }
+}
+
+impl fmt::Display for AcquireError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Shed(shed) => shed.fmt(f),
+            Self::Timeout(timeout) => timeout.fmt(f),
+            Self::Dial(error) => write!(f, "no connection could be opened: {error}"),
+            Self::Closed => f.write_str("the pool is closed"),
+        }
+    }
+}
+
+impl fmt::Display for AcquireTimeout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { waited, in_use, size, queue_depth, dial_error } = self;
+        write!(
+            f,
+            "no connection within {waited:?} (acquire_timeout): {in_use} of {size} connections in use, \
+             {queue_depth} others waiting"
+        )?;
+        match dial_error {
+            Some(error) => write!(f, "; the last dial failed: {error}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Error for AcquireError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Dial(error) | Self::Timeout(AcquireTimeout { dial_error: Some(error), .. }) => {
+                Some(error.as_ref())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// [`drain`](crate::AdaptivePool::drain) ran into its deadline with connections still open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DrainTimeout {
+    /// Connections still held by callers.
+    pub in_use: usize,
+    /// Connections whose server side has not gone yet.
+    pub closing: usize,
+}
+
+impl fmt::Display for DrainTimeout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { in_use, closing } = self;
+        write!(f, "drain's deadline came with {in_use} connections in use and {closing} closing")
+    }
+}
+
+impl Error for DrainTimeout {}
+
+/// A query that brought no result.
+#[cfg(feature = "postgres")]
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum QueryError {
+    /// `query_timeout` came first. The connection is not handed on.
+    Timeout(Duration),
+    /// The server's answer, or the loss of the connection.
+    Postgres(tokio_postgres::Error),
+}
+
+#[cfg(feature = "postgres")]
+impl QueryError {
+    /// A stable code, as telemetry's `error.type` has it: `timeout`, the server's SQLSTATE, or `connection`.
+    pub fn code(&self) -> &str {
+        match self {
+            Self::Timeout(_) => "timeout",
+            Self::Postgres(error) => error.code().map_or("connection", |state| state.code()),
+        }
+    }
+
+    /// Whether the server said it, so that nothing of its answer is left unread.
+    pub(crate) fn is_from_server(&self) -> bool {
+        matches!(self, Self::Postgres(error) if error.as_db_error().is_some())
+    }
+
+    /// Whether the time ran out: ours, or the server's own `statement_timeout` (57014).
+    pub fn is_timeout(&self) -> bool {
+        use tokio_postgres::error::SqlState;
+        match self {
+            Self::Timeout(_) => true,
+            Self::Postgres(error) => error.code() == Some(&SqlState::QUERY_CANCELED),
+        }
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl fmt::Display for QueryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Timeout(after) => write!(f, "no result within {after:?} (query_timeout)"),
+            // tokio-postgres prints only «db error»: the server's sentence is one level down.
+            Self::Postgres(error) => match error.as_db_error() {
+                Some(said) => write!(f, "{} ({})", said.message(), said.code().code()),
+                None => error.fmt(f),
+            },
+        }
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl Error for QueryError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Timeout(_) => None,
+            Self::Postgres(error) => Some(error),
+        }
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl From<tokio_postgres::Error> for QueryError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Postgres(error)
+    }
+}

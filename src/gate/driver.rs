@@ -1,0 +1,120 @@
+//! The loop that asks the controller and makes its answer come true: the only file with an interval.
+
+use std::future::poll_fn;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::slots::Counts;
+use super::{Gate, Plant};
+use crate::law::{Controller, Decision, Reason, Sample};
+use crate::observe::Event;
+
+/// Between two samples: several of them in one cooldown, and well under any wait a person would notice.
+const TICK: Duration = Duration::from_millis(10);
+
+/// Runs until the plant is gone. Parked while nothing is held or awaited and the size is `min_size`: a pool at rest
+/// costs no CPU.
+async fn drive(
+    gate: Gate,
+    plant: Weak<dyn Plant>,
+    mut controller: Box<dyn Controller>,
+    idle_timeout: Option<Duration>,
+) {
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut last = Last::default();
+    while busy(&plant, &last).await {
+        ticks.reset();
+        loop {
+            ticks.tick().await;
+            let Some(plant) = plant.upgrade() else { return };
+            tick(&gate, &*plant, &mut *controller, &mut last);
+            if let Some(cutoff) = idle_timeout.and_then(|t| Instant::now().checked_sub(t)) {
+                close_idle(&gate, &*plant, cutoff);
+            }
+            gate.publish_snapshot();
+            if last.at_rest {
+                break;
+            }
+        }
+    }
+}
+
+/// What the driver remembers from one sample to the next.
+#[derive(Default)]
+struct Last {
+    counts: Counts,
+    dial_failures: u64,
+    at_rest: bool,
+}
+
+/// Waits until there is something to control. False when there never will be.
+async fn busy(plant: &Weak<dyn Plant>, last: &Last) -> bool {
+    poll_fn(|cx| match plant.upgrade() {
+        None => std::task::Poll::Ready(false),
+        Some(plant) => plant.poll_busy(last.counts.acquires.started, cx.waker()).map(|()| true),
+    })
+    .await
+}
+
+fn tick(gate: &Gate, plant: &dyn Plant, controller: &mut dyn Controller, last: &mut Last) {
+    let counts = plant.sample();
+    let dial_failures = gate.dial_failures();
+    let sample = Sample {
+        queue_depth: counts.queue_depth,
+        in_use: counts.in_use,
+        peak_in_use: counts.peak_in_use,
+        idle: counts.idle,
+        opening: counts.opening,
+        target: counts.target,
+        min_size: counts.min_size,
+        max_size: counts.max_size,
+        arrivals: counts.acquires.started - last.counts.acquires.started,
+        completions: counts.completions - last.counts.completions,
+        timeouts: counts.acquires.timed_out - last.counts.acquires.timed_out,
+        dial_failures: dial_failures - last.dial_failures,
+        use_time: counts.use_time,
+    };
+    let quiet = sample.arrivals == 0 && sample.in_use == 0 && sample.queue_depth == 0;
+    *last = Last { counts, dial_failures, at_rest: quiet && counts.target == counts.min_size };
+
+    let mut decision = controller.on_sample(Instant::now().into_std(), &sample);
+    decision.target = decision.target.clamp(counts.min_size, counts.max_size);
+    if decision.reason != Reason::Steady {
+        gate.decided(decision);
+    }
+    if decision.target != counts.target {
+        plant.set_target(decision.target);
+        resized(gate, counts.target, decision);
+    }
+}
+
+fn close_idle(gate: &Gate, plant: &dyn Plant, cutoff: Instant) {
+    let before = plant.counts().target;
+    let closed = plant.close_idle_since(cutoff.into_std());
+    if closed > 0 {
+        let target = plant.counts().target;
+        let decision = Decision { target, reason: Reason::IdleTimeout { closed } };
+        gate.decided(decision);
+        resized(gate, before, decision);
+    }
+}
+
+fn resized(gate: &Gate, from: usize, decision: Decision) {
+    gate.observe(|| Event::Resized { from, to: decision.target, reason: decision.reason });
+}
+
+/// Starts the driver of a plant.
+pub(crate) fn start(
+    runtime: &tokio::runtime::Handle,
+    gate: &Gate,
+    plant: &Arc<impl Plant + 'static>,
+    controller: Box<dyn Controller>,
+    idle_timeout: Option<Duration>,
+) {
+    let plant: Weak<dyn Plant> = Arc::downgrade(plant) as _;
+    gate.control(plant.clone());
+    runtime.spawn(drive(gate.clone(), plant, controller, idle_timeout));
+}

@@ -1,0 +1,183 @@
+//! Limit-only mode: permits without connections, for a client that owns its pool.
+
+use std::sync::{Arc, Weak};
+use std::task::{Poll, Waker};
+use std::time::Instant;
+
+use tokio::runtime::Handle;
+use tokio::time::Instant as Clock;
+
+use super::acquire::{Span, granted};
+use super::slots::{Bounds, Counts, Entry, Slots};
+use super::{Gate, Plant, driver};
+use crate::backend::{Place, PlaceOwner};
+use crate::config::{Builder, ConfigError, LimitOnly};
+use crate::error::{AcquireError, ShedReason};
+use crate::observe::ShedBy;
+
+/// The same layer, shedding and controller for a client that owns its pool (sqlx, bb8, MongoDB's driver, an upstream):
+/// the handler holds a [`Permit`] while it uses that client.
+///
+/// ```
+/// # use tower_adaptive_pool::Limiter;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let limiter = Limiter::builder().name("upstream").min_size(2).max_size(20).build()?;
+/// let permit = limiter.acquire().await?;
+/// // ... use the client ...
+/// drop(permit);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Limiter {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    gate: Gate,
+    slots: Slots<Place>,
+    this: Weak<Inner>,
+}
+
+/// The right to one use of what a [`Limiter`] limits; dropping it gives it to the next in line.
+#[derive(Debug)]
+#[must_use = "a permit that is dropped at once limits nothing"]
+pub struct Permit {
+    place: Option<Place>,
+    since: Clock,
+    limiter: Arc<Inner>,
+}
+
+impl Limiter {
+    /// Starts from the defaults.
+    #[must_use]
+    pub fn builder() -> Builder<LimitOnly> {
+        Builder::new(LimitOnly::default())
+    }
+
+    /// A permit, now or before `acquire_timeout` has passed.
+    ///
+    /// # Errors
+    /// [`AcquireError::Shed`] when the queue is full, [`AcquireError::Timeout`] at the deadline,
+    /// [`AcquireError::Closed`] once drained.
+    pub async fn acquire(&self) -> Result<Permit, AcquireError> {
+        let Inner { gate, slots, .. } = &*self.inner;
+        let span = Span::from_now(gate);
+        let place = granted(gate, slots, span, slots.enter(), || None).await?;
+        Ok(self.permit(place))
+    }
+
+    /// A permit now or none: never waits and never overtakes a waiter.
+    ///
+    /// # Errors
+    /// [`AcquireError::Shed`] when none is free, [`AcquireError::Closed`] once drained.
+    pub fn try_acquire(&self) -> Result<Permit, AcquireError> {
+        let Inner { gate, slots, .. } = &*self.inner;
+        match slots.try_enter() {
+            Entry::Granted(place) => Ok(self.permit(place)),
+            Entry::Full(depth) => {
+                Err(AcquireError::Shed(gate.shed(ShedReason::NoneIdle, depth, ShedBy::Gate)))
+            }
+            Entry::Queued(_) | Entry::Closed => Err(AcquireError::Closed),
+        }
+    }
+
+    /// The gate, for the layer and for everything there is to see.
+    pub fn gate(&self) -> &Gate {
+        &self.inner.gate
+    }
+
+    /// Refuses new acquires, and answers those who wait with [`AcquireError::Closed`].
+    pub fn close(&self) {
+        self.inner.slots.close();
+    }
+
+    pub(crate) fn start(builder: Builder<LimitOnly>) -> Result<Self, ConfigError> {
+        let (settings, _) = builder.checked()?;
+        let runtime = Handle::try_current().map_err(|_| ConfigError::no_runtime())?;
+        let slots = Slots::new(settings.bounds());
+        let gate = Gate::new(&settings, slots.published.clone());
+        let inner = Arc::new_cyclic(|this| Inner { gate: gate.clone(), slots, this: this.clone() });
+        inner.fill();
+        driver::start(&runtime, &gate, &inner, settings.controller.into_controller(), None);
+        Ok(Self { inner })
+    }
+
+    fn permit(&self, place: Place) -> Permit {
+        Permit { place: Some(place), since: Clock::now(), limiter: self.inner.clone() }
+    }
+}
+
+impl From<Limiter> for Gate {
+    fn from(limiter: Limiter) -> Self {
+        limiter.inner.gate.clone()
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if let Some(place) = self.place.take() {
+            let now = Clock::now();
+            let held = now.saturating_duration_since(self.since);
+            self.limiter.slots.release(place, now.into_std(), Some(held));
+        }
+    }
+}
+
+impl Inner {
+    /// Permits cost nothing to make: the target comes true at once.
+    fn fill(&self) {
+        while self.slots.begin_open() {
+            let place = Place::new(self.this.clone());
+            self.slots.opened(place, Clock::now().into_std());
+        }
+    }
+}
+
+impl PlaceOwner for Inner {
+    fn place_freed(&self) {
+        self.slots.free_place();
+        self.fill();
+    }
+
+    fn place_written_off(&self) {}
+}
+
+impl Plant for Inner {
+    fn counts(&self) -> Counts {
+        self.slots.counts()
+    }
+
+    fn bounds(&self) -> Bounds {
+        self.slots.bounds()
+    }
+
+    fn sample(&self) -> Counts {
+        self.slots.sample()
+    }
+
+    fn set_target(&self, target: usize) {
+        self.slots.set_target(target);
+        self.fill();
+    }
+
+    fn set_bounds(&self, bounds: Bounds) {
+        self.slots.set_bounds(bounds);
+        self.fill();
+    }
+
+    fn close_idle_since(&self, cutoff: Instant) -> usize {
+        self.slots.close_idle_since(cutoff)
+    }
+
+    fn poll_busy(&self, seen: u64, waker: &Waker) -> Poll<()> {
+        self.slots.poll_busy(seen, waker)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.slots.close();
+        self.gate.plant_gone(self.slots.counts());
+    }
+}

@@ -1,0 +1,297 @@
+//! The face that needs no type parameter: caps, admission, ledgers, snapshot, driver. The layer needs only this.
+
+mod acquire;
+mod driver;
+pub(crate) mod ledger;
+pub(crate) mod limiter;
+mod queue;
+pub(crate) mod slots;
+mod snapshot;
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::config::{ConfigError, Settings};
+use crate::error::{Shed, ShedReason};
+use crate::law::admit::{Caps, admit};
+use crate::law::retry_after::retry_after;
+use crate::law::{Decision, Reason};
+use crate::observe::{Event, Observer, ShedBy};
+
+pub(crate) use acquire::{Span, granted, timed_out};
+pub(crate) use driver::start as start_driver;
+use ledger::{AdmissionLedger, QueryLedger};
+use slots::{Bounds, Counts, Published};
+pub use snapshot::Snapshot;
+
+/// The verdict on a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Verdict {
+    /// Let it in.
+    Admit,
+    /// Refuse it now.
+    Shed(Shed),
+}
+
+/// The gate in front of a pool or a limiter: decides on requests, and shows everything there is to see.
+///
+/// Cheap to clone; every clone is the same gate.
+#[derive(Clone)]
+pub struct Gate {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    name: Arc<str>,
+    acquire_timeout: Duration,
+    soft_cap: AtomicUsize,
+    hard_cap: AtomicUsize,
+    published: Arc<Published>,
+    plant: OnceLock<Weak<dyn Plant>>,
+    /// What the plant had counted when it went.
+    last_counts: OnceLock<Counts>,
+    admissions: AdmissionLedger,
+    queries: QueryLedger,
+    dial_failures: AtomicU64,
+    written_off: AtomicU64,
+    draws: AtomicU64,
+    last_decision: Mutex<Decision>,
+    watch: watch::Sender<Snapshot>,
+    observers: Box<[Arc<dyn Observer>]>,
+}
+
+/// What a gate controls (control theory's word): the slots, with the dials and closes that make a target come true.
+pub(crate) trait Plant: Send + Sync {
+    fn counts(&self) -> Counts;
+    fn bounds(&self) -> Bounds;
+    /// The counts, and the peak starts anew.
+    fn sample(&self) -> Counts;
+    fn set_target(&self, target: usize);
+    fn set_bounds(&self, bounds: Bounds);
+    fn close_idle_since(&self, cutoff: Instant) -> usize;
+    fn poll_busy(&self, seen: u64, waker: &Waker) -> Poll<()>;
+}
+
+impl Gate {
+    pub(crate) fn new(settings: &Settings, published: Arc<Published>) -> Self {
+        let started = Decision { target: settings.min_size, reason: Reason::Started };
+        let inner = Inner {
+            name: settings.name.as_str().into(),
+            acquire_timeout: settings.acquire_timeout,
+            soft_cap: AtomicUsize::new(settings.soft_cap()),
+            hard_cap: AtomicUsize::new(settings.hard_cap),
+            published,
+            plant: OnceLock::new(),
+            last_counts: OnceLock::new(),
+            admissions: AdmissionLedger::default(),
+            queries: QueryLedger::default(),
+            dial_failures: AtomicU64::new(0),
+            written_off: AtomicU64::new(0),
+            draws: AtomicU64::new(settings.seed()),
+            last_decision: Mutex::new(started),
+            watch: watch::Sender::default(),
+            observers: settings.observers.clone().into(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Ties the gate to what it controls; once, at build.
+    pub(crate) fn control(&self, plant: Weak<dyn Plant>) {
+        let _ = self.inner.plant.set(plant);
+        for observer in &self.inner.observers {
+            observer.attach(&self.downgrade());
+        }
+    }
+
+    /// Keeps what a plant had counted, so that the ledger outlives it.
+    pub(crate) fn plant_gone(&self, counts: Counts) {
+        let _ = self.inner.last_counts.set(counts);
+    }
+
+    /// The verdict on one request, from a few atomic loads: never waits, never locks.
+    ///
+    /// Every call counts as an arrival; the layer calls it once for each request.
+    pub fn admit(&self) -> Verdict {
+        let inner = &*self.inner;
+        let seen = inner.published.occupancy();
+        let caps = self.caps();
+        let refused = if inner.published.draining() {
+            Some(ShedReason::Draining)
+        } else {
+            // Under the soft cap the draw is not looked at: do not pay for one.
+            let draw = if seen.queue_depth > caps.soft { self.draw() } else { 0.0 };
+            admit(seen, caps, draw)
+        };
+        match refused {
+            None => {
+                inner.admissions.admitted();
+                Verdict::Admit
+            }
+            Some(reason) => {
+                inner.admissions.shed();
+                Verdict::Shed(self.shed(reason, seen.queue_depth, ShedBy::Layer))
+            }
+        }
+    }
+
+    /// Everything there is to see, read together.
+    pub fn snapshot(&self) -> Snapshot {
+        let inner = &*self.inner;
+        let counts = match self.plant() {
+            Some(plant) => plant.counts(),
+            None => inner.last_counts.get().copied().unwrap_or_default(),
+        };
+        Snapshot::new(inner, counts)
+    }
+
+    /// Snapshots as the driver takes them: one a tick (10 ms) while there is work, and one when it comes to rest.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Snapshot> {
+        let _ = self.inner.watch.send_replace(self.snapshot());
+        self.inner.watch.subscribe()
+    }
+
+    /// The name given to the builder.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// How long an acquire waits at the most.
+    pub fn acquire_timeout(&self) -> Duration {
+        self.inner.acquire_timeout
+    }
+
+    /// Changes the bounds of the size at run time, in connections.
+    ///
+    /// Connections over the new `max_size` close as they come back; nobody who waits is sent away.
+    ///
+    /// # Errors
+    /// `min_size` 0, or over `max_size`; then nothing has changed.
+    pub fn set_size(&self, min_size: usize, max_size: usize) -> Result<(), ConfigError> {
+        ConfigError::from_problems(crate::config::size_problems(min_size, max_size))?;
+        self.change(Bounds { min_size, max_size, hard_cap: self.caps().hard });
+        Ok(())
+    }
+
+    /// Changes the bounds of the queue at run time, in waiters.
+    ///
+    /// # Errors
+    /// `hard_cap` 0, or `soft_cap` over `hard_cap`; then nothing has changed.
+    pub fn set_caps(&self, soft_cap: usize, hard_cap: usize) -> Result<(), ConfigError> {
+        ConfigError::from_problems(crate::config::cap_problems(soft_cap, hard_cap))?;
+        self.inner.soft_cap.store(soft_cap, Relaxed);
+        self.inner.hard_cap.store(hard_cap, Relaxed);
+        if let Some(plant) = self.plant() {
+            plant.set_bounds(Bounds { hard_cap, ..plant.bounds() });
+        }
+        Ok(())
+    }
+
+    /// A handle that does not keep the gate alive, for callbacks that cannot be taken back.
+    #[must_use]
+    pub fn downgrade(&self) -> WeakGate {
+        WeakGate { inner: Arc::downgrade(&self.inner) }
+    }
+
+    pub(crate) fn observe<'a>(&self, event: impl FnOnce() -> Event<'a>) {
+        if !self.inner.observers.is_empty() {
+            let event = event();
+            for observer in &self.inner.observers {
+                observer.on_event(self, &event);
+            }
+        }
+    }
+
+    /// A refusal with a `retry_after` of its own, told to the observers.
+    pub(crate) fn shed(&self, reason: ShedReason, queue_depth: usize, by: ShedBy) -> Shed {
+        let published = &self.inner.published;
+        let capacity = published.occupancy().capacity;
+        let retry_after = retry_after(queue_depth, capacity, published.use_time(), self.draw());
+        let shed = Shed { reason, retry_after, queue_depth };
+        self.observe(|| Event::Shed { shed, by });
+        shed
+    }
+
+    pub(crate) fn decided(&self, decision: Decision) {
+        *self.inner.last_decision.lock().unwrap_or_else(PoisonError::into_inner) = decision;
+    }
+
+    pub(crate) fn publish_snapshot(&self) {
+        if self.inner.watch.receiver_count() > 0 {
+            let _ = self.inner.watch.send_replace(self.snapshot());
+        }
+    }
+
+    pub(crate) fn dial_failures(&self) -> u64 {
+        self.inner.dial_failures.load(Relaxed)
+    }
+
+    pub(crate) fn dial_failed(&self) {
+        self.inner.dial_failures.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn wrote_off(&self) {
+        self.inner.written_off.fetch_add(1, Relaxed);
+    }
+
+    #[cfg(feature = "postgres")]
+    pub(crate) fn queries(&self) -> &QueryLedger {
+        &self.inner.queries
+    }
+
+    /// Uniform in `[0, 1)`: SplitMix64 (Steele, Lea and Flood, 2014) over a shared counter.
+    pub(crate) fn draw(&self) -> f64 {
+        let seed = self.inner.draws.fetch_add(0x9E37_79B9_7F4A_7C15, Relaxed);
+        let mixed = (seed ^ (seed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((mixed ^ (mixed >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    fn caps(&self) -> Caps {
+        Caps { soft: self.inner.soft_cap.load(Relaxed), hard: self.inner.hard_cap.load(Relaxed) }
+    }
+
+    fn plant(&self) -> Option<Arc<dyn Plant>> {
+        self.inner.plant.get()?.upgrade()
+    }
+
+    fn change(&self, bounds: Bounds) {
+        if let Some(plant) = self.plant() {
+            plant.set_bounds(bounds);
+            let reason = Reason::BoundsChanged;
+            self.decided(Decision { target: plant.counts().target, reason });
+        }
+    }
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate").field("name", &self.inner.name).finish_non_exhaustive()
+    }
+}
+
+/// A [`Gate`] that may be gone.
+#[derive(Clone)]
+pub struct WeakGate {
+    inner: Weak<Inner>,
+}
+
+impl WeakGate {
+    /// The gate, while somebody else still holds it.
+    #[must_use]
+    pub fn upgrade(&self) -> Option<Gate> {
+        Some(Gate { inner: self.inner.upgrade()? })
+    }
+}
+
+impl fmt::Debug for WeakGate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WeakGate").finish_non_exhaustive()
+    }
+}

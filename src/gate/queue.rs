@@ -1,0 +1,213 @@
+//! The waiters, first come first served: a slab with index links, so that joining, answering and leaving are O(1).
+
+use std::task::Waker;
+
+use slab::Slab;
+
+use crate::error::SharedError;
+
+/// What a waiter is told.
+#[derive(Debug)]
+pub(crate) enum Answer<T> {
+    /// A permit with what it carries.
+    Granted(T),
+    /// Pushed out: the queue was full when somebody with older rights came back to its head.
+    PushedOut,
+    /// No connection can be opened.
+    Failed(SharedError),
+    /// The pool is closed.
+    Closed,
+}
+
+/// A waiter's place. It stays valid until its owner calls [`Queue::take`] successfully or [`Queue::leave`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Key(usize);
+
+#[derive(Debug)]
+enum State<T> {
+    Waiting(Option<Waker>),
+    Answered(Answer<T>),
+}
+
+#[derive(Debug)]
+struct Waiter<T> {
+    state: State<T>,
+    ahead: Option<usize>,
+    behind: Option<usize>,
+}
+
+/// A queue whose members leave from anywhere. An answered waiter is out of line at once, but its answer stays in the
+/// slab until it is fetched.
+#[derive(Debug)]
+pub(crate) struct Queue<T> {
+    waiters: Slab<Waiter<T>>,
+    first: Option<usize>,
+    last: Option<usize>,
+    len: usize,
+}
+
+impl<T> Queue<T> {
+    pub fn with_capacity(capacity: usize) -> Self {
+        Self { waiters: Slab::with_capacity(capacity), first: None, last: None, len: 0 }
+    }
+
+    /// Those still waiting for an answer.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn push_last(&mut self) -> Key {
+        let ahead = self.last;
+        let key = self.insert(ahead, None);
+        match ahead {
+            Some(ahead) => self.waiters[ahead].behind = Some(key),
+            None => self.first = Some(key),
+        }
+        self.last = Some(key);
+        Key(key)
+    }
+
+    pub fn push_first(&mut self) -> Key {
+        let behind = self.first;
+        let key = self.insert(None, behind);
+        match behind {
+            Some(behind) => self.waiters[behind].ahead = Some(key),
+            None => self.last = Some(key),
+        }
+        self.first = Some(key);
+        Key(key)
+    }
+
+    /// Answers the first in line and returns whom to wake, or gives the answer back when nobody waits.
+    pub fn answer_first(&mut self, answer: Answer<T>) -> Result<Option<Waker>, Answer<T>> {
+        match self.first {
+            Some(key) => Ok(self.answer(key, answer)),
+            None => Err(answer),
+        }
+    }
+
+    /// Answers the last in line, as [`answer_first`](Self::answer_first) does the first.
+    pub fn answer_last(&mut self, answer: Answer<T>) -> Result<Option<Waker>, Answer<T>> {
+        match self.last {
+            Some(key) => Ok(self.answer(key, answer)),
+            None => Err(answer),
+        }
+    }
+
+    /// Fetches the answer and gives up the place; without an answer yet, remembers whom to wake.
+    pub fn take(&mut self, key: Key, waker: &Waker) -> Option<Answer<T>> {
+        match &mut self.waiters[key.0].state {
+            State::Waiting(Some(known)) if known.will_wake(waker) => None,
+            State::Waiting(known) => {
+                *known = Some(waker.clone());
+                None
+            }
+            State::Answered(_) => self.leave(key),
+        }
+    }
+
+    /// Gives up the place, and returns the answer that had been given already, if any.
+    pub fn leave(&mut self, key: Key) -> Option<Answer<T>> {
+        if matches!(self.waiters[key.0].state, State::Waiting(_)) {
+            self.unlink(key.0);
+        }
+        match self.waiters.remove(key.0).state {
+            State::Waiting(_) => None,
+            State::Answered(answer) => Some(answer),
+        }
+    }
+
+    fn insert(&mut self, ahead: Option<usize>, behind: Option<usize>) -> usize {
+        self.len += 1;
+        self.waiters.insert(Waiter { state: State::Waiting(None), ahead, behind })
+    }
+
+    fn answer(&mut self, key: usize, answer: Answer<T>) -> Option<Waker> {
+        self.unlink(key);
+        let state = &mut self.waiters[key].state;
+        match std::mem::replace(state, State::Answered(answer)) {
+            State::Waiting(waker) => waker,
+            State::Answered(_) => unreachable!("an answered waiter is not in line"),
+        }
+    }
+
+    fn unlink(&mut self, key: usize) {
+        let Waiter { ahead, behind, .. } = self.waiters[key];
+        match ahead {
+            Some(ahead) => self.waiters[ahead].behind = behind,
+            None => self.first = behind,
+        }
+        match behind {
+            Some(behind) => self.waiters[behind].ahead = ahead,
+            None => self.last = ahead,
+        }
+        self.len -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::VecDeque;
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        PushLast,
+        PushFirst,
+        AnswerFirst,
+        AnswerLast,
+        /// Leaves from the place that many from the front, answered ones included.
+        Leave(usize),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            4 => Just(Op::PushLast),
+            1 => Just(Op::PushFirst),
+            2 => Just(Op::AnswerFirst),
+            1 => Just(Op::AnswerLast),
+            2 => (0usize..40).prop_map(Op::Leave),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn it_behaves_like_a_list_one_can_leave_from_anywhere(ops in prop::collection::vec(op(), 0..200)) {
+            let mut queue = Queue::with_capacity(4);
+            let mut line: VecDeque<Key> = VecDeque::new();
+            let mut answered: Vec<(Key, u32)> = Vec::new();
+            let mut next = 0;
+            for op in ops {
+                match op {
+                    Op::PushLast => line.push_back(queue.push_last()),
+                    Op::PushFirst => line.push_front(queue.push_first()),
+                    Op::AnswerFirst | Op::AnswerLast => {
+                        next += 1;
+                        let first = matches!(op, Op::AnswerFirst);
+                        let (whom, told) = if first {
+                            (line.pop_front(), queue.answer_first(Answer::Granted(next)))
+                        } else {
+                            (line.pop_back(), queue.answer_last(Answer::Granted(next)))
+                        };
+                        prop_assert_eq!(whom.is_some(), told.is_ok());
+                        answered.extend(whom.map(|key| (key, next)));
+                    }
+                    Op::Leave(at) if at < line.len() => {
+                        let key = line.remove(at).expect("at is in line");
+                        prop_assert!(queue.leave(key).is_none());
+                    }
+                    Op::Leave(_) => {
+                        if let Some((key, value)) = answered.pop() {
+                            let told = queue.take(key, Waker::noop());
+                            prop_assert!(matches!(told, Some(Answer::Granted(got)) if got == value));
+                        }
+                    }
+                }
+                prop_assert_eq!(queue.len(), line.len());
+                prop_assert_eq!(queue.first, line.front().map(|key| key.0));
+                prop_assert_eq!(queue.last, line.back().map(|key| key.0));
+            }
+        }
+    }
+}

@@ -1,0 +1,531 @@
+//! The permits, each carrying what it is a permit for, and the queue in front of them, under one mutex.
+//!
+//! Whoever gets a permit *has* the connection: they cannot come apart. Every critical section is a few instructions;
+//! wakers are called and connections dropped after the lock is gone. No clock and no runtime here: `now` is an
+//! argument, waiting is a [`Waker`].
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use super::ledger::Acquires;
+use super::queue::{Answer, Key, Queue};
+use crate::error::SharedError;
+use crate::law::admit::Occupancy;
+use crate::law::estimate::MeanTime;
+
+/// Queue places made in advance; a longer `hard_cap` grows the slab when it is really needed.
+const PRESIZED_QUEUE: usize = 1024;
+/// One release in so many is timed.
+const SAMPLED: u64 = 16;
+
+/// What the layer reads instead of taking the lock. Each value is true by itself at some moment; they are advice for a
+/// verdict, so nothing hangs on seeing them together, and Relaxed is enough.
+#[derive(Debug, Default)]
+pub(crate) struct Published {
+    queue_depth: AtomicUsize,
+    idle: AtomicUsize,
+    capacity: AtomicUsize,
+    /// Nanoseconds; 0 is unknown.
+    use_time: AtomicU64,
+    draining: AtomicBool,
+}
+
+impl Published {
+    pub fn occupancy(&self) -> Occupancy {
+        Occupancy {
+            queue_depth: self.queue_depth.load(Relaxed),
+            idle: self.idle.load(Relaxed),
+            capacity: self.capacity.load(Relaxed),
+        }
+    }
+
+    pub fn use_time(&self) -> Option<Duration> {
+        let nanos = self.use_time.load(Relaxed);
+        (nanos > 0).then(|| Duration::from_nanos(nanos))
+    }
+
+    pub fn draining(&self) -> bool {
+        self.draining.load(Relaxed)
+    }
+}
+
+/// How an acquire begins.
+#[derive(Debug)]
+pub(crate) enum Entry<T> {
+    Granted(T),
+    Queued(Key),
+    /// The queue is full; so many wait.
+    Full(usize),
+    Closed,
+}
+
+/// How an acquire ends without a grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leave {
+    TimedOut,
+    Cancelled,
+}
+
+/// The bounds that may change at run time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    pub min_size: usize,
+    pub max_size: usize,
+    pub hard_cap: usize,
+}
+
+/// Everything there is to count, read together under the lock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub in_use: usize,
+    pub peak_in_use: usize,
+    pub idle: usize,
+    pub opening: usize,
+    pub places: usize,
+    pub target: usize,
+    pub queue_depth: usize,
+    pub min_size: usize,
+    pub max_size: usize,
+    pub completions: u64,
+    pub use_time: Option<Duration>,
+    pub acquires: Acquires,
+}
+
+impl Counts {
+    /// Places that neither a permit nor a dial stands for: connections whose server side has not gone yet.
+    pub fn closing(&self) -> usize {
+        self.places - self.in_use - self.idle - self.opening
+    }
+}
+
+#[derive(Debug)]
+struct Idle<T> {
+    item: T,
+    since: Instant,
+}
+
+#[derive(Debug)]
+struct State<T> {
+    idle: VecDeque<Idle<T>>,
+    queue: Queue<T>,
+    bounds: Bounds,
+    counts: Counts,
+    use_time: MeanTime,
+    draining: bool,
+    /// The driver, parked until somebody comes.
+    parked: Option<Waker>,
+}
+
+/// Permits and waiters. See the module.
+#[derive(Debug)]
+pub(crate) struct Slots<T> {
+    state: Mutex<State<T>>,
+    pub published: Arc<Published>,
+    turn: AtomicU64,
+}
+
+impl<T> Slots<T> {
+    pub fn new(bounds: Bounds) -> Self {
+        let state = State {
+            idle: VecDeque::with_capacity(bounds.max_size),
+            queue: Queue::with_capacity(bounds.hard_cap.min(PRESIZED_QUEUE)),
+            bounds,
+            counts: Counts { target: bounds.min_size, ..Counts::default() },
+            use_time: MeanTime::default(),
+            draining: false,
+            parked: None,
+        };
+        Self { state: Mutex::new(state), published: Arc::default(), turn: AtomicU64::new(0) }
+    }
+
+    /// Begins an acquire: a permit at once, or a place in the queue.
+    pub fn enter(&self) -> Entry<T> {
+        let mut state = self.lock();
+        state.counts.acquires.started += 1;
+        let parked = state.parked.take();
+        let entry = state.enter();
+        self.publish(&state);
+        drop(state);
+        wake(parked);
+        entry
+    }
+
+    /// A permit at once or nothing. Never overtakes a waiter: while somebody waits nothing is idle.
+    pub fn try_enter(&self) -> Entry<T> {
+        let mut state = self.lock();
+        state.counts.acquires.started += 1;
+        let parked = state.parked.take();
+        let entry = match state.take_idle() {
+            Some(item) => Entry::Granted(item),
+            None if state.draining => {
+                state.counts.acquires.failed += 1;
+                Entry::Closed
+            }
+            None => {
+                state.counts.acquires.shed += 1;
+                Entry::Full(state.queue.len())
+            }
+        };
+        self.publish(&state);
+        drop(state);
+        wake(parked);
+        entry
+    }
+
+    /// Asks for a waiter's answer. After `Ready` the place is gone.
+    pub fn poll_wait(&self, key: Key, waker: &Waker) -> Poll<Answer<T>> {
+        let mut state = self.lock();
+        let Some(answer) = state.queue.take(key, waker) else { return Poll::Pending };
+        let acquires = &mut state.counts.acquires;
+        match &answer {
+            Answer::Granted(_) => acquires.granted += 1,
+            Answer::PushedOut => acquires.shed += 1,
+            Answer::Failed(_) | Answer::Closed => acquires.failed += 1,
+        }
+        Poll::Ready(answer)
+    }
+
+    /// Ends a wait without having fetched its answer: a permit that was set aside goes to the next in line.
+    pub fn leave(&self, key: Key, why: Leave, now: Instant) {
+        let mut state = self.lock();
+        let answer = state.queue.leave(key);
+        state.count(why);
+        let (waker, surplus) = match answer {
+            Some(Answer::Granted(item)) => state.hand_on(item, now),
+            _ => (None, None),
+        };
+        self.publish(&state);
+        drop(state);
+        wake(waker);
+        drop(surplus);
+    }
+
+    /// Takes a grant back that never reached its caller: the permit is destroyed, the acquire ends as `why`.
+    pub fn revoke(&self, item: T, why: Leave) {
+        let mut state = self.lock();
+        state.counts.acquires.granted -= 1;
+        state.counts.in_use -= 1;
+        state.count(why);
+        self.publish(&state);
+        drop(state);
+        drop(item);
+    }
+
+    /// A grant whose connection turned out dead: its permit is destroyed, and the same acquire goes on with the next
+    /// free connection or at the head of the queue.
+    pub fn reject(&self, dead: T) -> Entry<T> {
+        let mut state = self.lock();
+        state.counts.in_use -= 1;
+        state.counts.acquires.granted -= 1;
+        let mut pushed_out = None;
+        let entry = match state.take_idle() {
+            Some(item) => Entry::Granted(item),
+            None => {
+                // Older rights go first, and the bound of the queue holds: its youngest member makes room.
+                if state.queue.len() >= state.bounds.hard_cap {
+                    pushed_out = state.queue.answer_last(Answer::PushedOut).ok().flatten();
+                }
+                Entry::Queued(state.queue.push_first())
+            }
+        };
+        self.publish(&state);
+        drop(state);
+        wake(pushed_out);
+        drop(dead);
+        entry
+    }
+
+    /// Gives a permit back, to the next in line if there is one. `held` is a sample of the time it was held, `since`
+    /// the time from which it counts as idle. True when it was surplus and is gone.
+    pub fn release(&self, item: T, since: Instant, held: Option<Duration>) -> bool {
+        let mut state = self.lock();
+        state.counts.completions += 1;
+        if let Some(held) = held {
+            state.use_time.add(held);
+            let nanos = state.use_time.get().map_or(0, |mean| mean.as_nanos() as u64);
+            self.published.use_time.store(nanos, Relaxed);
+        }
+        let (waker, surplus) = state.hand_on(item, since);
+        self.publish(&state);
+        drop(state);
+        wake(waker);
+        surplus.is_some()
+    }
+
+    /// True for one in [`SAMPLED`]: whose turn it is need not be exact, so no read-modify-write is paid for it.
+    pub fn samples_this_one(&self) -> bool {
+        let turn = self.turn.load(Relaxed);
+        self.turn.store(turn.wrapping_add(1), Relaxed);
+        turn.is_multiple_of(SAMPLED)
+    }
+
+    /// Destroys a permit. What it carried is dropped after the lock is gone.
+    pub fn retire(&self, item: T) {
+        let mut state = self.lock();
+        state.counts.completions += 1;
+        state.counts.in_use -= 1;
+        self.publish(&state);
+        drop(state);
+        drop(item);
+    }
+
+    /// Whether target and ceiling leave room for one more than those `dialers` who may be about to begin.
+    pub fn wants_dial(&self, dialers: usize) -> bool {
+        let state = self.lock();
+        state.room() + state.counts.opening > dialers
+    }
+
+    /// The right to open one connection, if target and ceiling leave room for it.
+    #[must_use]
+    pub fn begin_open(&self) -> bool {
+        let mut state = self.lock();
+        let room = state.room() > 0;
+        if room {
+            state.counts.opening += 1;
+            state.counts.places += 1;
+        }
+        room
+    }
+
+    /// A dial succeeded: its connection becomes a permit.
+    pub fn opened(&self, item: T, now: Instant) {
+        let mut state = self.lock();
+        state.counts.opening -= 1;
+        state.counts.in_use += 1;
+        let (waker, surplus) = state.hand_on(item, now);
+        self.publish(&state);
+        drop(state);
+        wake(waker);
+        drop(surplus);
+    }
+
+    /// A dial failed. Its place may stay taken until the server has let go.
+    pub fn open_failed(&self) {
+        self.lock().counts.opening -= 1;
+    }
+
+    /// The server side of one connection is gone.
+    pub fn free_place(&self) {
+        self.lock().counts.places -= 1;
+    }
+
+    /// Answers everybody with the error, if no connection is there and none is being opened.
+    pub fn fail_waiters(&self, error: &SharedError) {
+        let mut wakers = Vec::new();
+        let mut state = self.lock();
+        if state.permits() + state.counts.opening == 0 {
+            while let Ok(waker) = state.queue.answer_first(Answer::Failed(error.clone())) {
+                wakers.push(waker);
+            }
+        }
+        self.publish(&state);
+        drop(state);
+        wakers.into_iter().for_each(wake);
+    }
+
+    /// Sets the desired size, within the bounds; idle connections over it close, the longest idle first.
+    pub fn set_target(&self, target: usize) {
+        let mut state = self.lock();
+        let target = target.clamp(state.bounds.min_size, state.bounds.max_size);
+        state.counts.target = target;
+        let surplus = state.take_surplus();
+        self.publish(&state);
+        drop(state);
+        drop(surplus);
+    }
+
+    /// Changes the bounds. Nobody who waits is sent away.
+    pub fn set_bounds(&self, bounds: Bounds) {
+        let mut state = self.lock();
+        state.bounds = bounds;
+        let target = state.counts.target.clamp(bounds.min_size, bounds.max_size);
+        state.counts.target = target;
+        let surplus = state.take_surplus();
+        self.publish(&state);
+        drop(state);
+        drop(surplus);
+    }
+
+    /// Closes what has been idle since before `cutoff`, down to `min_size`, and lowers the target with it.
+    /// Returns how many.
+    pub fn close_idle_since(&self, cutoff: Instant) -> usize {
+        let mut state = self.lock();
+        let spare = state.permits().saturating_sub(state.bounds.min_size);
+        let old = state.idle.iter().take(spare).take_while(|idle| idle.since <= cutoff).count();
+        let surplus: Vec<_> = state.idle.drain(..old).collect();
+        if old > 0 {
+            state.counts.target = state.permits().max(state.bounds.min_size);
+        }
+        self.publish(&state);
+        drop(state);
+        drop(surplus);
+        old
+    }
+
+    /// Refuses new acquires from now on; those who wait are still served.
+    pub fn start_drain(&self) {
+        let mut state = self.lock();
+        state.draining = true;
+        self.published.draining.store(true, Relaxed);
+        let idle = std::mem::take(&mut state.idle);
+        self.publish(&state);
+        drop(state);
+        drop(idle);
+    }
+
+    /// Answers those who still wait: the pool is closed.
+    pub fn close(&self) {
+        self.start_drain();
+        let mut wakers = Vec::new();
+        let mut state = self.lock();
+        while let Ok(waker) = state.queue.answer_first(Answer::Closed) {
+            wakers.push(waker);
+        }
+        wakers.push(state.parked.take());
+        self.publish(&state);
+        drop(state);
+        wakers.into_iter().for_each(wake);
+    }
+
+    /// Parks the driver while nothing is held, awaited, or over `min_size`; `Ready` when there is something to do.
+    pub fn poll_busy(&self, seen: u64, waker: &Waker) -> Poll<()> {
+        let mut state = self.lock();
+        let counts = &state.counts;
+        let quiet = counts.acquires.started == seen
+            && counts.in_use == 0
+            && state.queue.len() == 0
+            && counts.target == state.bounds.min_size;
+        if !quiet {
+            return Poll::Ready(());
+        }
+        state.parked = Some(waker.clone());
+        Poll::Pending
+    }
+
+    /// Wakes the parked driver, because something other than an acquire happened.
+    pub fn unpark(&self) {
+        let parked = self.lock().parked.take();
+        wake(parked);
+    }
+
+    pub fn bounds(&self) -> Bounds {
+        self.lock().bounds
+    }
+
+    pub fn counts(&self) -> Counts {
+        self.lock().read()
+    }
+
+    /// [`counts`](Self::counts), and the peak starts anew.
+    pub fn sample(&self) -> Counts {
+        let mut state = self.lock();
+        let counts = state.read();
+        state.counts.peak_in_use = state.counts.in_use;
+        counts
+    }
+
+    fn publish(&self, state: &State<T>) {
+        self.published.queue_depth.store(state.queue.len(), Relaxed);
+        self.published.idle.store(state.idle.len(), Relaxed);
+        self.published.capacity.store(state.permits(), Relaxed);
+    }
+
+    /// A panic cannot leave the counts half changed (nothing in a critical section runs foreign code), so a poisoned
+    /// lock is still a good one.
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T> State<T> {
+    fn permits(&self) -> usize {
+        self.counts.in_use + self.idle.len()
+    }
+
+    /// How many more connections may be opened now: the target asks for them, and the ceiling has places.
+    fn room(&self) -> usize {
+        if self.draining && self.queue.len() == 0 {
+            return 0;
+        }
+        let wanted = self.counts.target.saturating_sub(self.permits() + self.counts.opening);
+        wanted.min(self.bounds.max_size.saturating_sub(self.counts.places))
+    }
+
+    fn enter(&mut self) -> Entry<T> {
+        if self.draining {
+            self.counts.acquires.failed += 1;
+            return Entry::Closed;
+        }
+        if let Some(item) = self.take_idle() {
+            return Entry::Granted(item);
+        }
+        if self.queue.len() >= self.bounds.hard_cap {
+            self.counts.acquires.shed += 1;
+            return Entry::Full(self.queue.len());
+        }
+        Entry::Queued(self.queue.push_last())
+    }
+
+    /// The most recently used connection, so that a surplus goes idle and can close.
+    fn take_idle(&mut self) -> Option<T> {
+        let idle = self.idle.pop_back()?;
+        self.counts.acquires.granted += 1;
+        self.counts.in_use += 1;
+        self.counts.peak_in_use = self.counts.peak_in_use.max(self.counts.in_use);
+        Some(idle.item)
+    }
+
+    /// Where a permit goes that nobody holds any more: away if it is one too many, to the first in line, or idle.
+    fn hand_on(&mut self, item: T, since: Instant) -> (Option<Waker>, Option<T>) {
+        let unwanted = self.draining && self.queue.len() == 0;
+        if unwanted || self.permits() > self.counts.target {
+            self.counts.in_use -= 1;
+            return (None, Some(item));
+        }
+        match self.queue.answer_first(Answer::Granted(item)) {
+            Ok(waker) => {
+                self.counts.peak_in_use = self.counts.peak_in_use.max(self.counts.in_use);
+                (waker, None)
+            }
+            Err(Answer::Granted(item)) => {
+                self.counts.in_use -= 1;
+                self.idle.push_back(Idle { item, since });
+                (None, None)
+            }
+            Err(_) => unreachable!("the answer that comes back is the one that was given"),
+        }
+    }
+
+    fn take_surplus(&mut self) -> Vec<Idle<T>> {
+        let over = self.permits().saturating_sub(self.counts.target);
+        let closing = over.min(self.idle.len());
+        self.idle.drain(..closing).collect()
+    }
+
+    fn count(&mut self, why: Leave) {
+        match why {
+            Leave::TimedOut => self.counts.acquires.timed_out += 1,
+            Leave::Cancelled => self.counts.acquires.cancelled += 1,
+        }
+    }
+
+    fn read(&self) -> Counts {
+        Counts {
+            idle: self.idle.len(),
+            queue_depth: self.queue.len(),
+            min_size: self.bounds.min_size,
+            max_size: self.bounds.max_size,
+            use_time: self.use_time.get(),
+            ..self.counts
+        }
+    }
+}
+
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}

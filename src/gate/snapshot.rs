@@ -1,0 +1,100 @@
+//! The public view of a gate.
+
+use std::sync::Arc;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use super::Inner;
+use super::ledger::{Acquires, Admissions, Queries};
+use super::slots::Counts;
+use crate::law::{Decision, Reason};
+
+/// How things stand, read at one moment.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Snapshot {
+    /// The pool's name.
+    pub name: Arc<str>,
+    /// All connections: `in_use` + `idle` + `opening` + `closing`, never over `max_size`.
+    pub size: usize,
+    /// Connections held by callers, and those being settled.
+    pub in_use: usize,
+    /// Connections free to be handed out.
+    pub idle: usize,
+    /// Connections being opened.
+    pub opening: usize,
+    /// Connections thrown away whose server side has not gone yet.
+    pub closing: usize,
+    /// Waiters.
+    pub queue_depth: usize,
+    /// The size desired.
+    pub target: usize,
+    /// Lower bound of the target.
+    pub min_size: usize,
+    /// Upper bound of the size.
+    pub max_size: usize,
+    /// Smoothed time a connection is held, once known.
+    pub use_time: Option<Duration>,
+    /// The layer's ledger.
+    pub admissions: Admissions,
+    /// The gate's ledger.
+    pub acquires: Acquires,
+    /// The queries' ledger; zeros without a backend that counts queries.
+    pub queries: Queries,
+    /// Dials that failed so far.
+    pub dial_failures: u64,
+    /// Connections written off: nothing at all was heard from the server, and the place under the ceiling was
+    /// given up as lost. Each is a connection the server may still count.
+    pub written_off: u64,
+    /// The last decision that was not [`Reason::Steady`].
+    pub last_decision: Decision,
+}
+
+impl Snapshot {
+    pub(super) fn new(gate: &Inner, counts: Counts) -> Self {
+        Self {
+            name: gate.name.clone(),
+            size: counts.places,
+            in_use: counts.in_use,
+            idle: counts.idle,
+            opening: counts.opening,
+            closing: counts.closing(),
+            queue_depth: counts.queue_depth,
+            target: counts.target,
+            min_size: counts.min_size,
+            max_size: counts.max_size,
+            use_time: counts.use_time,
+            admissions: gate.admissions.read(),
+            acquires: counts.acquires,
+            queries: gate.queries.read(),
+            dial_failures: gate.dial_failures.load(Relaxed),
+            written_off: gate.written_off.load(Relaxed),
+            last_decision: *gate.last_decision.lock().unwrap_or_else(PoisonError::into_inner),
+        }
+    }
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        Self {
+            name: "".into(),
+            size: 0,
+            in_use: 0,
+            idle: 0,
+            opening: 0,
+            closing: 0,
+            queue_depth: 0,
+            target: 0,
+            min_size: 0,
+            max_size: 0,
+            use_time: None,
+            admissions: Admissions::default(),
+            acquires: Acquires::default(),
+            queries: Queries::default(),
+            dial_failures: 0,
+            written_off: 0,
+            last_decision: Decision { target: 0, reason: Reason::Started },
+        }
+    }
+}

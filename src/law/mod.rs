@@ -1,0 +1,14 @@
+//! The laws: pure functions of values.
+//!
+//! Nothing below this module reads a clock, draws a random number, locks, or does I/O: `now` and the draw are
+//! arguments. So each law is tested as a table, and a simulation runs the very code that production runs.
+
+pub(crate) mod admit;
+pub(crate) mod estimate;
+mod queue_depth;
+pub(crate) mod retry_after;
+mod scale;
+
+pub use queue_depth::QueueDepth;
+pub(crate) use queue_depth::QueueDepthController;
+pub use scale::{Controller, Decision, Reason, Sample};

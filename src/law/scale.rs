@@ -1,0 +1,115 @@
+//! What a controller sees and says.
+
+use std::time::{Duration, Instant};
+
+/// Decides the size the pool should have. The driver asks it once a tick (10 ms) while there is work, and never while
+/// the pool is at rest.
+///
+/// A controller is a law: it must take the time from `now` and everything else from the sample. What it answers is
+/// clamped to `min_size ..= max_size`, so a law cannot break the ceiling.
+pub trait Controller: Send + 'static {
+    /// The target for this sample, and why.
+    fn on_sample(&mut self, now: Instant, sample: &Sample) -> Decision;
+}
+
+/// What happened since the sample before, and how things stand now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Sample {
+    /// Waiters now.
+    pub queue_depth: usize,
+    /// Connections held now.
+    pub in_use: usize,
+    /// The most connections held at once since the last sample.
+    pub peak_in_use: usize,
+    /// Connections free now.
+    pub idle: usize,
+    /// Connections being opened now.
+    pub opening: usize,
+    /// The size desired so far.
+    pub target: usize,
+    /// Lower bound of the target.
+    pub min_size: usize,
+    /// Upper bound of the target.
+    pub max_size: usize,
+    /// Acquires begun since the last sample.
+    pub arrivals: u64,
+    /// Connections given back since the last sample.
+    pub completions: u64,
+    /// Acquires that ran into their deadline since the last sample.
+    pub timeouts: u64,
+    /// Dials that failed since the last sample.
+    pub dial_failures: u64,
+    /// Smoothed time a connection is held, once known.
+    pub use_time: Option<Duration>,
+}
+
+/// A controller's answer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[must_use]
+pub struct Decision {
+    /// The size the pool should have, in connections.
+    pub target: usize,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Why the target is what it is, with the figures it was decided from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// Nothing was decided yet: the pool starts at `min_size`.
+    Started,
+    /// Nothing asks for a change.
+    Steady,
+    /// The queue reached the threshold: the pool grows.
+    QueueOverThreshold {
+        /// Waiters.
+        queue_depth: usize,
+        /// The law's threshold, in waiters.
+        threshold: usize,
+    },
+    /// The queue asks for growth, but the last growth is too recent to have shown its effect.
+    Cooldown {
+        /// Waiters.
+        queue_depth: usize,
+        /// How long growth has still to wait.
+        remaining: Duration,
+    },
+    /// The queue asks for growth, and `max_size` forbids it.
+    AtMaxSize {
+        /// Waiters.
+        queue_depth: usize,
+    },
+    /// Nobody waited for a while: the pool shrinks towards what was used.
+    Drained {
+        /// The most connections held at once in that while.
+        peak_in_use: usize,
+    },
+    /// Connections were idle for longer than `idle_timeout`.
+    IdleTimeout {
+        /// How many were closed.
+        closed: usize,
+    },
+    /// The bounds were changed.
+    BoundsChanged,
+    /// A controller of the user's own decided, in its own words.
+    Custom(&'static str),
+}
+
+impl Reason {
+    /// A stable code for telemetry, in snake case.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Started => "started",
+            Self::Steady => "steady",
+            Self::QueueOverThreshold { .. } => "queue_over_threshold",
+            Self::Cooldown { .. } => "cooldown",
+            Self::AtMaxSize { .. } => "at_max_size",
+            Self::Drained { .. } => "drained",
+            Self::IdleTimeout { .. } => "idle_timeout",
+            Self::BoundsChanged => "bounds_changed",
+            Self::Custom(code) => code,
+        }
+    }
+}

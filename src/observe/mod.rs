@@ -1,0 +1,115 @@
+//! One seam for telemetry: an [`Observer`] is told each [`Event`]; nothing here knows how it is shown.
+
+mod otel;
+#[cfg(feature = "tracing")]
+mod tracing;
+
+use std::time::Duration;
+
+use crate::error::{AcquireError, SharedError, Shed};
+use crate::gate::{Gate, WeakGate};
+use crate::law::Reason;
+
+pub use otel::Otel;
+#[cfg(feature = "tracing")]
+pub use tracing::Tracing;
+
+/// Is told what happens. Never called under a lock, but on the path of requests: do little, and never block.
+pub trait Observer: Send + Sync + 'static {
+    /// Called once, at build, with the gate to be observed.
+    fn attach(&self, gate: &WeakGate) {
+        let _ = gate;
+    }
+
+    /// Something happened at this gate.
+    fn on_event(&self, gate: &Gate, event: &Event<'_>);
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// A request or an acquire was refused at once.
+    #[non_exhaustive]
+    Shed {
+        /// Why, and when to come back.
+        shed: Shed,
+        /// Who refused.
+        by: ShedBy,
+    },
+    /// An acquire ran into its deadline.
+    #[non_exhaustive]
+    AcquireTimedOut {
+        /// The error the caller gets.
+        error: &'a AcquireError,
+        /// How long it waited, up to now.
+        waited: Duration,
+    },
+    /// A query ran into `query_timeout`, or into the server's own.
+    #[non_exhaustive]
+    QueryTimedOut {
+        /// How long it ran, up to now.
+        ran: Duration,
+        /// Its text, with `$1` for the parameters; never the parameters. `None` for a prepared statement.
+        text: Option<&'a str>,
+        /// `timeout` (ours) or `57014` (the server's).
+        code: &'a str,
+        /// Where it ran.
+        server: &'a ServerInfo,
+    },
+    /// The target changed.
+    #[non_exhaustive]
+    Resized {
+        /// The target before, in connections.
+        from: usize,
+        /// The target now.
+        to: usize,
+        /// Why.
+        reason: Reason,
+    },
+    /// A connection was opened.
+    #[non_exhaustive]
+    Dialed {
+        /// How long it took.
+        took: Duration,
+    },
+    /// A connection could not be opened.
+    #[non_exhaustive]
+    DialFailed {
+        /// Why.
+        error: &'a SharedError,
+    },
+    /// A place under the ceiling was given up as lost: the server may still count a connection for it.
+    WrittenOff,
+}
+
+/// Who refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ShedBy {
+    /// The layer, before the request reached its handler.
+    Layer,
+    /// The gate, when the handler asked for a connection.
+    Gate,
+}
+
+impl ShedBy {
+    /// A stable code for telemetry.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Layer => "layer",
+            Self::Gate => "gate",
+        }
+    }
+}
+
+/// Where queries run, for spans.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ServerInfo {
+    /// Host name or socket directory.
+    pub address: String,
+    /// Port.
+    pub port: u16,
+    /// Name of the database.
+    pub database: String,
+}

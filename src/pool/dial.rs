@@ -1,0 +1,232 @@
+//! Dials: in the background, at most `max_dialing` at once, with a jittered back-off while the database is away.
+
+use std::error::Error;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::Inner;
+use crate::backend::{Backend, Place};
+use crate::config::Settings;
+use crate::error::SharedError;
+use crate::gate::slots::Counts;
+use crate::observe::Event;
+
+/// The first pause after a failed dial; it doubles with each further failure.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+/// The longest pause: a database that is back is noticed within a third of a second.
+const LONGEST_PAUSE: Duration = Duration::from_millis(300);
+
+/// What all dials share.
+pub(super) struct Dialing {
+    max_dialing: usize,
+    timeout: Duration,
+    fail_fast: bool,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Tasks that dial, or pause before they dial again.
+    dialers: usize,
+    /// Failures since the last success.
+    failures: u32,
+    not_before: Instant,
+    last_error: Option<SharedError>,
+}
+
+impl Dialing {
+    pub fn new(settings: &Settings) -> Self {
+        let state = State { dialers: 0, failures: 0, not_before: Instant::now(), last_error: None };
+        Self {
+            max_dialing: settings.max_dialing,
+            timeout: settings.dial_timeout,
+            fail_fast: settings.fail_fast,
+            state: Mutex::new(state),
+        }
+    }
+
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Why the last dial failed, until one succeeds.
+    pub fn last_error(&self) -> Option<SharedError> {
+        self.lock().last_error.clone()
+    }
+
+    /// The reason of a wait in vain, when dialing is what failed: no connection serves.
+    pub fn blocking_error(&self, counts: &Counts) -> Option<SharedError> {
+        if counts.in_use + counts.idle == 0 { self.last_error() } else { None }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// While dials fail one dialer probes; the others would only hammer.
+    fn allowed(&self, max_dialing: usize) -> usize {
+        if self.failures > 0 { 1 } else { max_dialing }
+    }
+}
+
+impl<B: Backend> Inner<B> {
+    /// Starts the dials that target and ceiling ask for. To be called after everything that makes room or need.
+    ///
+    /// No need is lost: a dialer looks again under the same lock before it ends.
+    pub(super) fn reconcile(&self) {
+        let mut state = self.dialing.lock();
+        while state.dialers < state.allowed(self.dialing.max_dialing) && self.slots.wants_dial(state.dialers)
+        {
+            state.dialers += 1;
+            self.runtime.spawn(dialer(self.this.clone(), self.backend.clone()));
+        }
+    }
+
+    /// The right to dial now, or the end of a dialer.
+    fn next_dial(&self) -> Option<Attempt<B>> {
+        let mut state = self.dialing.lock();
+        let over = state.dialers > state.allowed(self.dialing.max_dialing);
+        if over || !self.slots.begin_open() {
+            state.dialers -= 1;
+            return None;
+        }
+        Some(Attempt { pool: self.this.clone(), ended: false })
+    }
+
+    fn pause(&self) -> Instant {
+        self.dialing.lock().not_before
+    }
+
+    fn dialed(&self, connection: B::Connection, took: Duration) {
+        {
+            let mut state = self.dialing.lock();
+            state.failures = 0;
+            state.last_error = None;
+        }
+        self.slots.opened(connection, Instant::now().into_std());
+        self.gate.observe(|| Event::Dialed { took });
+        self.changed.notify_waiters();
+        self.reconcile();
+    }
+
+    fn dial_failed(&self, error: SharedError) {
+        {
+            let mut state = self.dialing.lock();
+            state.failures += 1;
+            state.not_before = Instant::now() + pause(state.failures, self.gate.draw());
+            state.last_error = Some(error.clone());
+        }
+        self.slots.open_failed();
+        self.gate.dial_failed();
+        self.gate.observe(|| Event::DialFailed { error: &error });
+        if self.dialing.fail_fast {
+            self.slots.fail_waiters(&error);
+        }
+        self.changed.notify_waiters();
+    }
+}
+
+/// Doubling, with full jitter over its upper half, so that a fleet does not come back in step.
+fn pause(failures: u32, draw: f64) -> Duration {
+    let doubled = FIRST_PAUSE.saturating_mul(1 << (failures - 1).min(16));
+    doubled.min(LONGEST_PAUSE).mul_f64(0.5 + draw / 2.0)
+}
+
+/// Dials until nothing more is wanted. Holds the pool only between two dials, so that a pool whose last handle is
+/// dropped goes at once.
+async fn dialer<B: Backend>(pool: Weak<Inner<B>>, backend: Arc<B>) {
+    loop {
+        let Some(not_before) = pool.upgrade().map(|pool| pool.pause()) else { return };
+        if not_before > Instant::now() {
+            sleep_until(not_before).await;
+        }
+        let (attempt, limit) = match pool.upgrade() {
+            None => return,
+            Some(pool) => match pool.next_dial() {
+                None => return,
+                Some(attempt) => (attempt, pool.dialing.timeout),
+            },
+        };
+        let started = Instant::now();
+        let place = Place::new(pool.clone());
+        let outcome = timeout(limit, backend.dial(place)).await;
+        attempt.end(match outcome {
+            Ok(Ok(connection)) => Ok((connection, started.elapsed())),
+            Ok(Err(error)) => Err(Arc::new(error)),
+            Err(_) => Err(Arc::new(DialTimeout(limit))),
+        });
+    }
+}
+
+/// One dial under way: it is counted as `opening` until it ends, also when the backend panics.
+struct Attempt<B: Backend> {
+    pool: Weak<Inner<B>>,
+    ended: bool,
+}
+
+impl<B: Backend> Attempt<B> {
+    fn end(mut self, outcome: Result<(B::Connection, Duration), SharedError>) {
+        self.ended = true;
+        if let Some(pool) = self.pool.upgrade() {
+            match outcome {
+                Ok((connection, took)) => pool.dialed(connection, took),
+                Err(error) => pool.dial_failed(error),
+            }
+        }
+    }
+}
+
+impl<B: Backend> Drop for Attempt<B> {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        // The backend panicked, or the runtime is going down: this dialer is lost, another one takes over.
+        if let Some(pool) = self.pool.upgrade() {
+            pool.dial_failed(Arc::new(DialPanicked));
+            pool.dialing.lock().dialers -= 1;
+            pool.reconcile();
+        }
+    }
+}
+
+/// A dial took longer than `dial_timeout`.
+#[derive(Clone, Copy, Debug)]
+struct DialTimeout(Duration);
+
+impl fmt::Display for DialTimeout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the database did not answer within {:?} (dial_timeout)", self.0)
+    }
+}
+
+impl Error for DialTimeout {}
+
+#[derive(Clone, Copy, Debug)]
+struct DialPanicked;
+
+impl fmt::Display for DialPanicked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the dial panicked or was aborted")
+    }
+}
+
+impl Error for DialPanicked {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_their_cap_and_keep_at_least_half() {
+        for (failures, most) in [(1, 20), (2, 40), (3, 80), (4, 160), (5, 300), (99, 300)] {
+            let most = Duration::from_millis(most);
+            assert_eq!(pause(failures, 0.0), most / 2, "{failures} failures");
+            assert!(pause(failures, 0.999) <= most, "{failures} failures");
+        }
+    }
+}

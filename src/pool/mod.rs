@@ -1,0 +1,332 @@
+//! The pool: a gate, its slots full of connections, and the dials and closes that make the gate's target come true.
+
+mod connection;
+mod dial;
+
+use std::error::Error;
+use std::fmt;
+use std::sync::{Arc, Weak};
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::time::{Instant as Clock, timeout_at};
+
+use crate::backend::{Backend, PlaceOwner, State};
+use crate::config::{Builder, ConfigError};
+use crate::error::{AcquireError, DrainTimeout, SharedError, ShedReason};
+use crate::gate::slots::{Bounds, Counts, Entry, Leave, Slots};
+use crate::gate::{Gate, Plant, Snapshot, Span, granted, start_driver, timed_out};
+use crate::observe::{Event, ShedBy};
+
+pub use connection::Connection;
+use dial::Dialing;
+
+/// A pool of connections that sizes itself between `min_size` and `max_size`.
+///
+/// Cheap to clone; every clone is the same pool. When the last clone and the last [`Connection`] are gone, the idle
+/// connections close.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use tower_adaptive_pool::{AdaptivePool, Postgres};
+/// use tokio_postgres::NoTls;
+///
+/// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let config = "postgres://app:secret@localhost/app".parse()?;
+/// let pool = AdaptivePool::builder(Postgres::new(config, NoTls))
+///     .min_size(10)
+///     .max_size(50)
+///     .acquire_timeout(Duration::from_secs(2))
+///     .build()?;
+/// pool.ready().await?;
+/// let connection = pool.acquire().await?;
+/// let row = connection.query_one("select 1 + 1", &[]).await?;
+/// assert_eq!(row.get::<_, i32>(0), 2);
+/// # Ok(()) }
+/// ```
+pub struct AdaptivePool<B: Backend> {
+    inner: Arc<Inner<B>>,
+}
+
+pub(crate) struct Inner<B: Backend> {
+    gate: Gate,
+    slots: Slots<B::Connection>,
+    backend: Arc<B>,
+    dialing: Dialing,
+    /// Notified whenever a connection was opened, could not be opened, or is gone.
+    changed: Notify,
+    runtime: Handle,
+    this: Weak<Self>,
+}
+
+impl<B: Backend> AdaptivePool<B> {
+    /// Starts from the defaults.
+    pub fn builder(backend: B) -> Builder<B> {
+        Builder::new(backend)
+    }
+
+    /// A connection, now or before `acquire_timeout` has passed.
+    ///
+    /// Dropping the future gives its place in the queue up. The caller never dials: connections are opened in the
+    /// background, and a waiter takes whichever comes first, a returned one or a fresh one.
+    ///
+    /// # Errors
+    /// [`AcquireError::Shed`] when the queue is full, [`AcquireError::Timeout`] at the deadline,
+    /// [`AcquireError::Dial`] under `fail_fast`, [`AcquireError::Closed`] once drained.
+    pub async fn acquire(&self) -> Result<Connection<B>, AcquireError> {
+        let inner = &self.inner;
+        let span = Span::from_now(&inner.gate);
+        let mut entry = inner.slots.enter();
+        loop {
+            let dial_error = || inner.dialing.blocking_error(&inner.slots.counts());
+            let item = granted(&inner.gate, &inner.slots, span, entry, dial_error).await?;
+            match inner.backend.state(&item) {
+                State::Ready => return Ok(Connection::new(item, inner)),
+                State::Check => match inner.check(item, span).await? {
+                    Ok(item) => return Ok(Connection::new(item, inner)),
+                    Err(dead) => entry = inner.replace(dead),
+                },
+                State::Settle | State::Dead => entry = inner.replace(item),
+            }
+        }
+    }
+
+    /// A connection now or none: never waits, never dials, never checks, and never overtakes a waiter.
+    ///
+    /// # Errors
+    /// [`AcquireError::Shed`] when none is free, [`AcquireError::Closed`] once drained.
+    pub fn try_acquire(&self) -> Result<Connection<B>, AcquireError> {
+        let inner = &self.inner;
+        match inner.slots.try_enter() {
+            Entry::Granted(item) => Ok(Connection::new(item, inner)),
+            Entry::Full(depth) => {
+                Err(AcquireError::Shed(inner.gate.shed(ShedReason::NoneIdle, depth, ShedBy::Gate)))
+            }
+            Entry::Queued(_) | Entry::Closed => Err(AcquireError::Closed),
+        }
+    }
+
+    /// Waits until `min_size` connections are open, `dial_timeout` at the most.
+    ///
+    /// The pool goes on trying afterwards, and heals by itself: a service may start without its database.
+    ///
+    /// # Errors
+    /// How many are open, and why there are no more.
+    pub async fn ready(&self) -> Result<(), NotReady> {
+        let inner = &self.inner;
+        let deadline = Clock::now() + inner.dialing.timeout();
+        loop {
+            let changed = inner.changed.notified();
+            let counts = inner.slots.counts();
+            let open = counts.in_use + counts.idle;
+            if open >= counts.min_size {
+                return Ok(());
+            }
+            if timeout_at(deadline, changed).await.is_err() {
+                let error = inner.dialing.last_error();
+                return Err(NotReady { open, min_size: counts.min_size, error });
+            }
+        }
+    }
+
+    /// Stops for good: refuses new acquires at once, serves those who wait, and resolves when the server has let go of
+    /// every connection.
+    ///
+    /// # Errors
+    /// After `deadline`: how many connections are still out. Those who wait are answered [`AcquireError::Closed`], and
+    /// what is still held closes when it comes back.
+    pub async fn drain(&self, deadline: Duration) -> Result<(), DrainTimeout> {
+        let inner = &self.inner;
+        let deadline = Clock::now() + deadline;
+        inner.slots.start_drain();
+        loop {
+            let changed = inner.changed.notified();
+            let counts = inner.slots.counts();
+            let over = counts.places == 0 && counts.queue_depth == 0;
+            if over || timeout_at(deadline, changed).await.is_err() {
+                inner.slots.close();
+                let (in_use, closing) = (counts.in_use, counts.closing());
+                return if over { Ok(()) } else { Err(DrainTimeout { in_use, closing }) };
+            }
+        }
+    }
+
+    /// Everything there is to see, read together. Short for `gate().snapshot()`.
+    pub fn snapshot(&self) -> Snapshot {
+        self.inner.gate.snapshot()
+    }
+
+    /// The gate, for the layer, the bounds and everything there is to see.
+    pub fn gate(&self) -> &Gate {
+        &self.inner.gate
+    }
+
+    pub(crate) fn start(builder: Builder<B>) -> Result<Self, ConfigError> {
+        let (settings, backend) = builder.checked()?;
+        let runtime = Handle::try_current().map_err(|_| ConfigError::no_runtime())?;
+        let slots = Slots::new(settings.bounds());
+        let gate = Gate::new(&settings, slots.published.clone());
+        let inner = Arc::new_cyclic(|this| Inner {
+            gate: gate.clone(),
+            slots,
+            backend: Arc::new(backend),
+            dialing: Dialing::new(&settings),
+            changed: Notify::new(),
+            runtime: runtime.clone(),
+            this: this.clone(),
+        });
+        let idle_timeout = Some(settings.idle_timeout);
+        start_driver(&runtime, &gate, &inner, settings.controller.into_controller(), idle_timeout);
+        inner.reconcile();
+        Ok(Self { inner })
+    }
+}
+
+impl<B: Backend> Inner<B> {
+    /// Checks a granted connection inside the acquire's deadline. The inner error is the dead connection; the outer
+    /// one the deadline.
+    async fn check(
+        &self,
+        item: B::Connection,
+        span: Span,
+    ) -> Result<Result<B::Connection, B::Connection>, AcquireError> {
+        let mut grant = Grant { item: Some(item), inner: self, why: Leave::Cancelled };
+        let Some(item) = grant.item.as_mut() else { return Err(AcquireError::Closed) };
+        match timeout_at(span.deadline, self.backend.check(item)).await {
+            Ok(checked) => {
+                let item = grant.item.take().ok_or(AcquireError::Closed)?;
+                Ok(if checked.is_ok() { Ok(item) } else { Err(item) })
+            }
+            Err(_) => {
+                grant.why = Leave::TimedOut;
+                drop(grant);
+                Err(timed_out(&self.gate, &self.slots, span, self.dialing.last_error()))
+            }
+        }
+    }
+
+    /// A dead connection goes, and its acquire goes on with the next one.
+    fn replace(&self, dead: B::Connection) -> Entry<B::Connection> {
+        let entry = self.slots.reject(dead);
+        self.reconcile();
+        entry
+    }
+}
+
+/// A grant that has not reached its caller: dropped, it is taken back and its connection, in doubt, discarded.
+struct Grant<'a, B: Backend> {
+    item: Option<B::Connection>,
+    inner: &'a Inner<B>,
+    why: Leave,
+}
+
+impl<B: Backend> Drop for Grant<'_, B> {
+    fn drop(&mut self) {
+        if let Some(item) = self.item.take() {
+            self.inner.slots.revoke(item, self.why);
+            self.inner.reconcile();
+        }
+    }
+}
+
+impl<B: Backend> PlaceOwner for Inner<B> {
+    fn place_freed(&self) {
+        self.slots.free_place();
+        self.changed.notify_waiters();
+        self.reconcile();
+    }
+
+    fn place_written_off(&self) {
+        self.gate.wrote_off();
+        self.gate.observe(|| Event::WrittenOff);
+    }
+}
+
+impl<B: Backend> Plant for Inner<B> {
+    fn counts(&self) -> Counts {
+        self.slots.counts()
+    }
+
+    fn bounds(&self) -> Bounds {
+        self.slots.bounds()
+    }
+
+    fn sample(&self) -> Counts {
+        self.slots.sample()
+    }
+
+    fn set_target(&self, target: usize) {
+        self.slots.set_target(target);
+        self.reconcile();
+    }
+
+    fn set_bounds(&self, bounds: Bounds) {
+        self.slots.set_bounds(bounds);
+        self.slots.unpark();
+        self.reconcile();
+    }
+
+    fn close_idle_since(&self, cutoff: Instant) -> usize {
+        self.slots.close_idle_since(cutoff)
+    }
+
+    fn poll_busy(&self, seen: u64, waker: &Waker) -> Poll<()> {
+        self.slots.poll_busy(seen, waker)
+    }
+}
+
+impl<B: Backend> Drop for Inner<B> {
+    fn drop(&mut self) {
+        self.slots.close();
+        self.gate.plant_gone(self.slots.counts());
+    }
+}
+
+impl<B: Backend> Clone for AdaptivePool<B> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone() }
+    }
+}
+
+impl<B: Backend> From<AdaptivePool<B>> for Gate {
+    fn from(pool: AdaptivePool<B>) -> Self {
+        pool.inner.gate.clone()
+    }
+}
+
+impl<B: Backend> fmt::Debug for AdaptivePool<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("AdaptivePool").field(&self.snapshot()).finish()
+    }
+}
+
+/// Fewer than `min_size` connections could be opened in time.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct NotReady {
+    /// Connections that are open.
+    pub open: usize,
+    /// Connections that should be.
+    pub min_size: usize,
+    /// Why the last dial failed, if one did.
+    pub error: Option<SharedError>,
+}
+
+impl fmt::Display for NotReady {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { open, min_size, error } = self;
+        write!(f, "{open} of {min_size} connections (min_size) could be opened")?;
+        match error {
+            Some(error) => write!(f, ": {error}"),
+            None => f.write_str(": the database did not answer within dial_timeout"),
+        }
+    }
+}
+
+impl Error for NotReady {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.error.as_ref().map(|error| &**error as &(dyn Error + 'static))
+    }
+}

@@ -1,0 +1,204 @@
+//! Opening a connection: socket, TLS, handshake, and the task that drives it.
+
+use std::any::TypeId;
+use std::error::Error;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool_postgres::ClientWrapper;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+#[cfg(unix)]
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
+use tokio_postgres::{Config, NoTls};
+
+use super::session::Session;
+use super::tap::{Overheard, Socket, Tap};
+use super::wire::Status;
+use crate::backend::Place;
+
+type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// PostgreSQL's well-known port.
+pub(super) const DEFAULT_PORT: u16 = 5432;
+/// tokio-postgres's own default, which no middlebox waits for.
+const DRIVERS_KEEPALIVE: Duration = Duration::from_secs(2 * 60 * 60);
+const KEEPALIVE: Duration = Duration::from_secs(10);
+
+/// Why a connection could not be opened.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum DialError {
+    /// The host could not be reached.
+    Connect(io::Error),
+    /// The TLS connector refused.
+    Tls(Box<dyn Error + Send + Sync>),
+    /// The server refused, or the handshake broke.
+    Postgres(tokio_postgres::Error),
+}
+
+impl fmt::Display for DialError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connect(error) => write!(f, "the database cannot be reached: {error}"),
+            Self::Tls(error) => write!(f, "TLS: {error}"),
+            Self::Postgres(error) => match error.as_db_error() {
+                Some(said) => write!(f, "{} ({})", said.message(), said.code().code()),
+                None => write!(f, "{error}"),
+            },
+        }
+    }
+}
+
+impl Error for DialError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Connect(error) => Some(error),
+            Self::Tls(error) => Some(&**error),
+            Self::Postgres(error) => Some(error),
+        }
+    }
+}
+
+/// Dials with one kind of TLS connector; behind a `dyn`, so that [`Postgres`](super::Postgres) needs no parameter.
+pub(super) trait Dial: Send + Sync {
+    fn dial(&self, place: Place) -> BoxFuture<'_, Result<Session, DialError>>;
+}
+
+pub(super) struct Dialer<T> {
+    config: Config,
+    tls: T,
+}
+
+impl<T> Dialer<T>
+where
+    T: MakeTlsConnect<Tap> + Clone + Send + Sync + 'static,
+    T::TlsConnect: Send,
+    T::Stream: Send + 'static,
+    <T::TlsConnect as TlsConnect<Tap>>::Future: Send + 'static,
+{
+    pub fn new(mut config: Config, tls: T) -> Self {
+        // NoTls says privately that it cannot connect; the ear around it cannot pass that on, so say it here.
+        let no_tls = TypeId::of::<T>() == TypeId::of::<NoTls>();
+        if no_tls && config.get_ssl_mode() == SslMode::Prefer {
+            config.ssl_mode(SslMode::Disable);
+        }
+        Self { config, tls }
+    }
+
+    async fn open(&self, place: Place) -> Result<Session, DialError> {
+        let socket = connect(&self.config).await?;
+        let status = Arc::new(Status::default());
+        let tap = Tap::new(socket, Some(place), status.clone());
+        let tls = self
+            .tls
+            .clone()
+            .make_tls_connect(host_name(&self.config))
+            .map_err(|error| DialError::Tls(error.into()))?;
+        let tls = Eavesdrop { tls, status: status.clone() };
+        let (client, connection) = self.config.connect_raw(tap, tls).await.map_err(DialError::Postgres)?;
+        // Ends by itself: the client's drop makes it send Terminate once the last answer is in.
+        tokio::spawn(connection);
+        // deadpool-postgres aborts the task of this handle when the client goes; ours must live on to say goodbye.
+        let nobody = tokio::spawn(async {});
+        Ok(Session::new(ClientWrapper::new(client, nobody), status))
+    }
+}
+
+impl<T> Dial for Dialer<T>
+where
+    T: MakeTlsConnect<Tap> + Clone + Send + Sync + 'static,
+    T::TlsConnect: Send,
+    T::Stream: Send + 'static,
+    <T::TlsConnect as TlsConnect<Tap>>::Future: Send + 'static,
+{
+    fn dial(&self, place: Place) -> BoxFuture<'_, Result<Session, DialError>> {
+        Box::pin(self.open(place))
+    }
+}
+
+/// What the certificate is checked against.
+fn host_name(config: &Config) -> &str {
+    match config.get_hosts().first() {
+        Some(Host::Tcp(host)) => host,
+        _ => "",
+    }
+}
+
+pub(super) fn port(config: &Config) -> u16 {
+    config.get_ports().first().copied().unwrap_or(DEFAULT_PORT)
+}
+
+async fn connect(config: &Config) -> Result<Socket, DialError> {
+    let connecting = connect_socket(config);
+    let connected = match config.get_connect_timeout() {
+        Some(&limit) => timeout(limit, connecting).await.unwrap_or_else(|_| {
+            let why = format!("no connection within {limit:?} (connect_timeout)");
+            Err(io::Error::new(io::ErrorKind::TimedOut, why))
+        }),
+        None => connecting.await,
+    };
+    connected.map_err(DialError::Connect)
+}
+
+async fn connect_socket(config: &Config) -> io::Result<Socket> {
+    let port = port(config);
+    let stream = match (config.get_hostaddrs().first(), config.get_hosts().first()) {
+        (Some(address), _) => TcpStream::connect((*address, port)).await?,
+        (None, Some(Host::Tcp(host))) => TcpStream::connect((host.as_str(), port)).await?,
+        #[cfg(unix)]
+        (None, Some(Host::Unix(directory))) => {
+            let path = directory.join(format!(".s.PGSQL.{port}"));
+            return Ok(Socket::Unix(UnixStream::connect(path).await?));
+        }
+        (None, None) => return Err(io::Error::other("no host is configured")),
+    };
+    stream.set_nodelay(true)?;
+    if config.get_keepalives() {
+        SockRef::from(&stream).set_tcp_keepalive(&keepalive(config))?;
+    }
+    Ok(Socket::Tcp(stream))
+}
+
+fn keepalive(config: &Config) -> TcpKeepalive {
+    let idle = match config.get_keepalives_idle() {
+        DRIVERS_KEEPALIVE => KEEPALIVE,
+        idle => idle,
+    };
+    let mut keepalive = TcpKeepalive::new().with_time(idle);
+    if let Some(interval) = config.get_keepalives_interval() {
+        keepalive = keepalive.with_interval(interval);
+    }
+    if let Some(retries) = config.get_keepalives_retries() {
+        keepalive = keepalive.with_retries(retries);
+    }
+    keepalive
+}
+
+/// A TLS connector whose streams are listened to.
+struct Eavesdrop<C> {
+    tls: C,
+    status: Arc<Status>,
+}
+
+impl<C> TlsConnect<Tap> for Eavesdrop<C>
+where
+    C: TlsConnect<Tap>,
+    C::Future: Send + 'static,
+{
+    type Stream = Overheard<C::Stream>;
+    type Error = C::Error;
+    type Future = BoxFuture<'static, Result<Self::Stream, C::Error>>;
+
+    fn connect(self, tap: Tap) -> Self::Future {
+        let connecting = self.tls.connect(tap);
+        Box::pin(async move { Ok(Overheard::new(connecting.await?, self.status)) })
+    }
+}

@@ -1,0 +1,159 @@
+//! PostgreSQL: connections that are tracked, so that nobody ever gets one with somebody else's work in it.
+
+mod dial;
+mod rows;
+mod session;
+mod statement;
+mod tap;
+mod transaction;
+mod wire;
+
+use std::env;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_postgres::Config;
+use tokio_postgres::config::{Host, LoadBalanceHosts, TargetSessionAttrs};
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
+
+use crate::backend::{Backend, Place, State};
+use crate::config::{ConfigError, Problem, env_ms};
+use crate::observe::ServerInfo;
+
+pub use dial::DialError;
+use dial::{Dial, Dialer};
+pub use rows::Rows;
+pub use session::Session;
+pub use statement::Sql;
+pub use tap::Tap;
+pub use transaction::Transaction;
+
+/// The longest a query may take; as patient as people are with a page that does come.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// PostgreSQL as a [`Backend`].
+///
+/// Closing is orderly: a connection keeps its place under the ceiling until the server has closed its side of the
+/// socket, which PostgreSQL does when the backend process has exited.
+///
+/// One host, by TCP or Unix socket. TCP keep-alives start after 10 s of silence instead of tokio-postgres's two hours.
+#[derive(Clone)]
+pub struct Postgres {
+    dialer: Arc<dyn Dial>,
+    config: Config,
+    query_timeout: Duration,
+    server: ServerInfo,
+}
+
+impl Postgres {
+    /// A backend for this server, with this TLS connector (or [`NoTls`](tokio_postgres::NoTls)).
+    pub fn new<T>(config: Config, tls: T) -> Self
+    where
+        T: MakeTlsConnect<Tap> + Clone + Send + Sync + 'static,
+        T::TlsConnect: Send,
+        T::Stream: Send + 'static,
+        <T::TlsConnect as TlsConnect<Tap>>::Future: Send + 'static,
+    {
+        let server = ServerInfo {
+            address: address(&config),
+            port: dial::port(&config),
+            database: config.get_dbname().or(config.get_user()).unwrap_or_default().to_owned(),
+        };
+        let dialer = Arc::new(Dialer::new(config.clone(), tls));
+        Self { dialer, config, query_timeout: QUERY_TIMEOUT, server }
+    }
+
+    /// The server that `DATABASE_URL` names, with `POOL_QUERY_TIMEOUT_MS` if it is set.
+    ///
+    /// # Errors
+    /// A variable that is missing or cannot be read. A password in the URL is not repeated.
+    pub fn from_env<T>(tls: T) -> Result<Self, ConfigError>
+    where
+        T: MakeTlsConnect<Tap> + Clone + Send + Sync + 'static,
+        T::TlsConnect: Send,
+        T::Stream: Send + 'static,
+        <T::TlsConnect as TlsConnect<Tap>>::Future: Send + 'static,
+    {
+        const FORM: &str = "must be set to a URL such as postgres://user:password@host/database";
+        let url = env::var("DATABASE_URL").map_err(|_| ConfigError::new("DATABASE_URL", "not set", FORM))?;
+        let config = url
+            .parse()
+            .map_err(|error: tokio_postgres::Error| ConfigError::new("DATABASE_URL", error, FORM))?;
+        let mut backend = Self::new(config, tls);
+        env_ms("POOL_QUERY_TIMEOUT_MS", &mut backend.query_timeout)?;
+        Ok(backend)
+    }
+
+    /// The longest a query may take before it fails with [`QueryError::Timeout`](crate::QueryError::Timeout), which
+    /// over HTTP is a 504. For rows that are streamed, the longest between two rows. Default 5 s.
+    #[must_use]
+    pub fn query_timeout(mut self, timeout: Duration) -> Self {
+        self.query_timeout = timeout;
+        self
+    }
+}
+
+fn address(config: &Config) -> String {
+    match (config.get_hosts().first(), config.get_hostaddrs().first()) {
+        (Some(Host::Tcp(host)), _) => host.clone(),
+        #[cfg(unix)]
+        (Some(Host::Unix(directory)), _) => directory.display().to_string(),
+        (None, Some(address)) => address.to_string(),
+        (None, None) => String::new(),
+    }
+}
+
+impl Backend for Postgres {
+    type Connection = Session;
+    type Error = DialError;
+
+    async fn dial(&self, place: Place) -> Result<Session, DialError> {
+        self.dialer.dial(place).await
+    }
+
+    fn state(&self, session: &Session) -> State {
+        session.state()
+    }
+
+    async fn settle(&self, session: &mut Session) -> Result<(), DialError> {
+        session.settle().await.map_err(DialError::Postgres)
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        let mut problems = Vec::new();
+        let hosts = self.config.get_hosts().len().max(self.config.get_hostaddrs().len());
+        match hosts {
+            1 => {}
+            0 => problems.push(Problem::new(
+                "host",
+                "none",
+                "must be set: one host name, address or socket directory",
+            )),
+            _ => problems.push(Problem::new(
+                "host",
+                format!("{hosts} hosts"),
+                "must be one: several hosts are not supported yet",
+            )),
+        }
+        if self.config.get_target_session_attrs() != TargetSessionAttrs::Any {
+            let value = format!("{:?}", self.config.get_target_session_attrs());
+            problems.push(Problem::new(
+                "target_session_attrs",
+                value,
+                "must be any: others are not supported yet",
+            ));
+        }
+        if self.config.get_load_balance_hosts() != LoadBalanceHosts::Disable {
+            problems.push(Problem::new("load_balance_hosts", "random", "must be disable: there is one host"));
+        }
+        Problem::unless_positive(&mut problems, "query_timeout", self.query_timeout);
+        ConfigError::from_problems(problems)
+    }
+}
+
+impl fmt::Debug for Postgres {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Postgres").field("server", &self.server).finish_non_exhaustive()
+    }
+}

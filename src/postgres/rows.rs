@@ -1,0 +1,72 @@
+//! Rows as they come, tracked until the last one.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_core::Stream;
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep, sleep};
+use tokio_postgres::{Row, RowStream};
+
+use super::session::Running;
+use crate::error::QueryError;
+
+pin_project! {
+    /// The rows of a query as they come: a [`Stream`].
+    ///
+    /// Dropped before its end, the query counts as cancelled and its connection is not handed on.
+    #[must_use = "a stream that is dropped at once costs its connection"]
+    pub struct Rows<'a> {
+        #[pin]
+        rows: RowStream,
+        // `None` once the query has ended.
+        running: Option<Running<'a, 'a>>,
+        limit: Duration,
+        #[pin]
+        timer: Sleep,
+    }
+}
+
+impl<'a> Rows<'a> {
+    pub(super) fn new(rows: RowStream, running: Running<'a, 'a>, limit: Duration) -> Self {
+        Self { rows, running: Some(running), limit, timer: sleep(limit) }
+    }
+}
+
+impl Stream for Rows<'_> {
+    type Item = Result<Row, QueryError>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let mut this = self.project();
+        if this.running.is_none() {
+            return Poll::Ready(None);
+        }
+        if let Poll::Ready(next) = this.rows.poll_next(cx) {
+            return Poll::Ready(match next {
+                Some(Ok(row)) => {
+                    this.timer.reset(Instant::now() + *this.limit);
+                    Some(Ok(row))
+                }
+                Some(Err(error)) => {
+                    let running = this.running.take();
+                    running.and_then(|running| running.end::<Row>(Err(error)).err()).map(Err)
+                }
+                None => {
+                    let _ = this.running.take().map(|running| running.end(Ok(())));
+                    None
+                }
+            });
+        }
+        ready!(this.timer.as_mut().poll(cx));
+        Poll::Ready(this.running.take().map(|running| Err(running.time_out())))
+    }
+}
+
+impl fmt::Debug for Rows<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rows").field("ended", &self.running.is_none()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,282 @@
+//! A tracked connection: what is under way on it is known, so that its state can be told when it comes back.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use deadpool_postgres::ClientWrapper;
+use tokio::time::{Instant, timeout};
+use tokio_postgres::types::{BorrowToSql, ToSql};
+use tokio_postgres::{Client, Row, Statement};
+
+use super::wire::Status;
+use super::{Postgres, Rows, Sql, Transaction};
+use crate::backend::State;
+use crate::error::QueryError;
+use crate::gate::Gate;
+use crate::gate::ledger::QueryEnd;
+use crate::observe::Event;
+use crate::pool::Connection;
+
+/// One PostgreSQL session, with what is known about it. Queries go through [`Connection`].
+pub struct Session {
+    client: ClientWrapper,
+    status: Arc<Status>,
+    doubt: Doubt,
+}
+
+/// What a session's next user must be spared.
+#[derive(Debug, Default)]
+pub(super) struct Doubt {
+    /// A query was left before its end, or `raw()` was used: of no more use.
+    lost: AtomicBool,
+    /// A query failed on our side, so that its answer may not be read to the end: to be fenced.
+    unread: AtomicBool,
+}
+
+impl Session {
+    pub(super) fn new(client: ClientWrapper, status: Arc<Status>) -> Self {
+        Self { client, status, doubt: Doubt::default() }
+    }
+
+    pub(super) fn state(&self) -> State {
+        if self.doubt.lost.load(Relaxed) || self.client.is_closed() {
+            State::Dead
+        } else if self.doubt.unread.load(Relaxed) || !self.status.is_idle() {
+            State::Settle
+        } else {
+            State::Ready
+        }
+    }
+
+    /// A fence (everything sent before it has been answered after it), and the end of any transaction left open.
+    pub(super) async fn settle(&mut self) -> Result<(), tokio_postgres::Error> {
+        self.client.check_connection().await?;
+        self.doubt.unread.store(false, Relaxed);
+        if !self.status.is_idle() {
+            self.client.batch_execute("ROLLBACK").await?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("state", &self.state()).finish_non_exhaustive()
+    }
+}
+
+/// What tracking a query needs: where it is counted, how long it may take, and whose doubt it is until it has ended.
+#[derive(Clone, Copy)]
+pub(super) struct Track<'a> {
+    pub gate: &'a Gate,
+    pub backend: &'a Postgres,
+    pub doubt: &'a Doubt,
+}
+
+impl<'a> Track<'a> {
+    /// Runs one query to its end under `query_timeout`.
+    pub async fn run<T>(
+        self,
+        text: Option<&str>,
+        query: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, QueryError> {
+        let running = self.begin(text);
+        match timeout(self.backend.query_timeout, query).await {
+            Ok(outcome) => running.end(outcome),
+            Err(_) => Err(running.time_out()),
+        }
+    }
+
+    pub fn begin<'t>(self, text: Option<&'t str>) -> Running<'a, 't> {
+        self.gate.queries().started();
+        Running { track: self, text, started: Instant::now(), ended: false }
+    }
+}
+
+/// A query under way. Dropped before its end it is cancelled, and its connection is lost.
+pub(super) struct Running<'a, 't> {
+    track: Track<'a>,
+    text: Option<&'t str>,
+    started: Instant,
+    ended: bool,
+}
+
+impl Running<'_, '_> {
+    pub fn end<T>(mut self, outcome: Result<T, tokio_postgres::Error>) -> Result<T, QueryError> {
+        let outcome = outcome.map_err(QueryError::Postgres);
+        match &outcome {
+            Ok(_) => self.ended(QueryEnd::Ok),
+            Err(error) if error.is_timeout() => {
+                self.ended(QueryEnd::TimedOut);
+                self.tell(error.code());
+            }
+            Err(error) => {
+                if !error.is_from_server() {
+                    self.track.doubt.unread.store(true, Relaxed);
+                }
+                self.ended(QueryEnd::Failed);
+            }
+        }
+        outcome
+    }
+
+    pub fn time_out(mut self) -> QueryError {
+        self.track.doubt.lost.store(true, Relaxed);
+        self.ended(QueryEnd::TimedOut);
+        let error = QueryError::Timeout(self.track.backend.query_timeout);
+        self.tell(error.code());
+        error
+    }
+
+    fn ended(&mut self, end: QueryEnd) {
+        self.ended = true;
+        self.track.gate.queries().ended(end);
+    }
+
+    fn tell(&self, code: &str) {
+        let server = &self.track.backend.server;
+        let (ran, text) = (self.started.elapsed(), self.text);
+        self.track.gate.observe(|| Event::QueryTimedOut { ran, text, code, server });
+    }
+}
+
+impl Drop for Running<'_, '_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.track.doubt.lost.store(true, Relaxed);
+            self.ended(QueryEnd::Cancelled);
+        }
+    }
+}
+
+/// The queries, for a connection and for a transaction on it: the same methods over the same tracking.
+macro_rules! queries {
+    () => {
+        /// All rows of a query.
+        ///
+        /// # Errors
+        /// The server's error, or [`QueryError::Timeout`].
+        pub async fn query<S: Sql + ?Sized>(
+            &self,
+            sql: &S,
+            params: &[&(dyn ToSql + Sync)],
+        ) -> Result<Vec<Row>, QueryError> {
+            self.track().run(sql.text(), self.client().query(sql, params)).await
+        }
+
+        /// The one row of a query.
+        ///
+        /// # Errors
+        /// As [`query`](Self::query); also when there is not exactly one row.
+        pub async fn query_one<S: Sql + ?Sized>(
+            &self,
+            sql: &S,
+            params: &[&(dyn ToSql + Sync)],
+        ) -> Result<Row, QueryError> {
+            self.track().run(sql.text(), self.client().query_one(sql, params)).await
+        }
+
+        /// The row of a query, if there is one.
+        ///
+        /// # Errors
+        /// As [`query`](Self::query); also when there is more than one row.
+        pub async fn query_opt<S: Sql + ?Sized>(
+            &self,
+            sql: &S,
+            params: &[&(dyn ToSql + Sync)],
+        ) -> Result<Option<Row>, QueryError> {
+            self.track().run(sql.text(), self.client().query_opt(sql, params)).await
+        }
+
+        /// The rows of a query as they come. The connection is lost when the stream is dropped before its end.
+        ///
+        /// # Errors
+        /// As [`query`](Self::query), here and for each row; `query_timeout` holds between two rows.
+        pub async fn query_raw<'c, S, P, I>(&'c self, sql: &'c S, params: I) -> Result<Rows<'c>, QueryError>
+        where
+            S: Sql + ?Sized,
+            P: BorrowToSql,
+            I: IntoIterator<Item = P>,
+            I::IntoIter: ExactSizeIterator,
+        {
+            let running = self.track().begin(sql.text());
+            let limit = self.track().backend.query_timeout;
+            match timeout(limit, self.client().query_raw(sql, params)).await {
+                Ok(Ok(rows)) => Ok(Rows::new(rows, running, limit)),
+                Ok(Err(error)) => running.end(Err(error)),
+                Err(_) => Err(running.time_out()),
+            }
+        }
+
+        /// Runs a statement and returns how many rows it changed.
+        ///
+        /// # Errors
+        /// As [`query`](Self::query).
+        pub async fn execute<S: Sql + ?Sized>(
+            &self,
+            sql: &S,
+            params: &[&(dyn ToSql + Sync)],
+        ) -> Result<u64, QueryError> {
+            self.track().run(sql.text(), self.client().execute(sql, params)).await
+        }
+
+        /// Runs several statements, separated by semicolons, without parameters.
+        ///
+        /// # Errors
+        /// As [`query`](Self::query).
+        pub async fn batch_execute(&self, sql: &str) -> Result<(), QueryError> {
+            self.track().run(Some(sql), self.client().batch_execute(sql)).await
+        }
+    };
+}
+pub(super) use queries;
+
+impl Connection<Postgres> {
+    queries!();
+
+    /// A prepared statement from this connection's cache, prepared now if it is not there yet.
+    ///
+    /// The cache keeps every text it was given for as long as the connection lives: use it for texts that are fixed in
+    /// the program.
+    ///
+    /// # Errors
+    /// As [`query`](Self::query).
+    pub async fn prepare_cached(&self, sql: &str) -> Result<Statement, QueryError> {
+        self.track().run(Some(sql), self.session().client.prepare_cached(sql)).await
+    }
+
+    /// Begins a transaction. It is rolled back unless it is committed.
+    ///
+    /// # Errors
+    /// As [`query`](Self::query).
+    pub async fn transaction(&mut self) -> Result<Transaction<'_>, QueryError> {
+        let (session, gate, backend) = self.parts();
+        let track = Track { gate, backend, doubt: &session.doubt };
+        let inner = track.run(Some("BEGIN"), session.client.transaction()).await?;
+        Ok(Transaction::new(inner, track))
+    }
+
+    /// The client underneath, for everything else (`LISTEN`, `COPY`, cancel tokens).
+    ///
+    /// What is done with it cannot be tracked, so the connection is not handed on afterwards: it is closed when it
+    /// comes back.
+    pub fn raw(&mut self) -> &mut Client {
+        let (session, ..) = self.parts();
+        session.doubt.lost.store(true, Relaxed);
+        &mut session.client
+    }
+
+    fn session(&self) -> &Session {
+        self
+    }
+
+    fn client(&self) -> &Client {
+        &self.session().client
+    }
+
+    fn track(&self) -> Track<'_> {
+        Track { gate: self.gate(), backend: self.backend(), doubt: &self.session().doubt }
+    }
+}

@@ -1,0 +1,66 @@
+//! A transaction on a tracked connection.
+
+use std::fmt;
+
+use tokio::time::timeout;
+use tokio_postgres::types::{BorrowToSql, ToSql};
+use tokio_postgres::{Row, Statement};
+
+use super::session::{Track, queries};
+use super::{Rows, Sql};
+use crate::error::QueryError;
+
+/// A transaction: committed by [`commit`](Self::commit), rolled back when it is dropped.
+#[must_use = "a transaction that is dropped at once is rolled back"]
+pub struct Transaction<'a> {
+    inner: deadpool_postgres::Transaction<'a>,
+    track: Track<'a>,
+}
+
+impl<'a> Transaction<'a> {
+    pub(super) fn new(inner: deadpool_postgres::Transaction<'a>, track: Track<'a>) -> Self {
+        Self { inner, track }
+    }
+
+    queries!();
+
+    /// A prepared statement from the connection's cache, as
+    /// [`Connection::prepare_cached`](crate::Connection::prepare_cached).
+    ///
+    /// # Errors
+    /// As [`query`](Self::query).
+    pub async fn prepare_cached(&self, sql: &str) -> Result<Statement, QueryError> {
+        self.track.run(Some(sql), self.inner.prepare_cached(sql)).await
+    }
+
+    /// Makes it last.
+    ///
+    /// # Errors
+    /// As [`query`](Self::query); the transaction is rolled back then, unless the connection was lost meanwhile: then
+    /// only the server knows.
+    pub async fn commit(self) -> Result<(), QueryError> {
+        self.track.run(Some("COMMIT"), self.inner.commit()).await
+    }
+
+    /// Undoes it, and waits for that.
+    ///
+    /// # Errors
+    /// As [`query`](Self::query).
+    pub async fn rollback(self) -> Result<(), QueryError> {
+        self.track.run(Some("ROLLBACK"), self.inner.rollback()).await
+    }
+
+    fn client(&self) -> &tokio_postgres::Transaction<'a> {
+        &self.inner
+    }
+
+    fn track(&self) -> Track<'_> {
+        self.track
+    }
+}
+
+impl fmt::Debug for Transaction<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transaction").finish_non_exhaustive()
+    }
+}
