@@ -247,10 +247,10 @@ impl<K> Builder<K> {
     ///
     /// A value that cannot be read is reported by `build()`, with the others.
     pub fn from_env(self) -> Self {
-        self.from_vars(|name| env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
+        self.overlay(|name| env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
     }
 
-    fn from_vars(mut self, var: impl Fn(&str) -> Option<String>) -> Self {
+    fn overlay(mut self, var: impl Fn(&str) -> Option<String>) -> Self {
         let mut vars = Vars { var, problems: &mut self.problems };
         let settings = &mut self.settings;
         vars.read("POOL_NAME", "a name", &mut settings.name);

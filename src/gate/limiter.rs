@@ -50,7 +50,6 @@ pub struct Permit {
 
 impl Limiter {
     /// Starts from the defaults.
-    #[must_use]
     pub fn builder() -> Builder<LimitOnly> {
         Builder::new(LimitOnly::default())
     }

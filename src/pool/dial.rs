@@ -21,7 +21,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(300);
 
 /// What all dials share.
 pub(super) struct Dialing {
-    max_dialing: usize,
+    at_once: usize,
     timeout: Duration,
     fail_fast: bool,
     state: Mutex<State>,
@@ -40,7 +40,7 @@ impl Dialing {
     pub fn new(settings: &Settings) -> Self {
         let state = State { dialers: 0, failures: 0, not_before: Instant::now(), last_error: None };
         Self {
-            max_dialing: settings.max_dialing,
+            at_once: settings.max_dialing,
             timeout: settings.dial_timeout,
             fail_fast: settings.fail_fast,
             state: Mutex::new(state),
@@ -68,8 +68,8 @@ impl Dialing {
 
 impl State {
     /// While dials fail one dialer probes; the others would only hammer.
-    fn allowed(&self, max_dialing: usize) -> usize {
-        if self.failures > 0 { 1 } else { max_dialing }
+    fn allowed(&self, at_once: usize) -> usize {
+        if self.failures > 0 { 1 } else { at_once }
     }
 }
 
@@ -79,8 +79,7 @@ impl<B: Backend> Inner<B> {
     /// No need is lost: a dialer looks again under the same lock before it ends.
     pub(super) fn reconcile(&self) {
         let mut state = self.dialing.lock();
-        while state.dialers < state.allowed(self.dialing.max_dialing) && self.slots.wants_dial(state.dialers)
-        {
+        while state.dialers < state.allowed(self.dialing.at_once) && self.slots.wants_dial(state.dialers) {
             state.dialers += 1;
             self.runtime.spawn(dialer(self.this.clone(), self.backend.clone()));
         }
@@ -89,7 +88,7 @@ impl<B: Backend> Inner<B> {
     /// The right to dial now, or the end of a dialer.
     fn next_dial(&self) -> Option<Attempt<B>> {
         let mut state = self.dialing.lock();
-        let over = state.dialers > state.allowed(self.dialing.max_dialing);
+        let over = state.dialers > state.allowed(self.dialing.at_once);
         if over || !self.slots.begin_open() {
             state.dialers -= 1;
             return None;
@@ -113,7 +112,7 @@ impl<B: Backend> Inner<B> {
         self.reconcile();
     }
 
-    fn dial_failed(&self, error: SharedError) {
+    fn dial_failed(&self, error: &SharedError) {
         {
             let mut state = self.dialing.lock();
             state.failures += 1;
@@ -122,9 +121,9 @@ impl<B: Backend> Inner<B> {
         }
         self.slots.open_failed();
         self.gate.dial_failed();
-        self.gate.observe(|| Event::DialFailed { error: &error });
+        self.gate.observe(|| Event::DialFailed { error });
         if self.dialing.fail_fast {
-            self.slots.fail_waiters(&error);
+            self.slots.fail_waiters(error);
         }
         self.changed.notify_waiters();
     }
@@ -174,7 +173,7 @@ impl<B: Backend> Attempt<B> {
         if let Some(pool) = self.pool.upgrade() {
             match outcome {
                 Ok((connection, took)) => pool.dialed(connection, took),
-                Err(error) => pool.dial_failed(error),
+                Err(error) => pool.dial_failed(&error),
             }
         }
     }
@@ -187,7 +186,8 @@ impl<B: Backend> Drop for Attempt<B> {
         }
         // The backend panicked, or the runtime is going down: this dialer is lost, another one takes over.
         if let Some(pool) = self.pool.upgrade() {
-            pool.dial_failed(Arc::new(DialPanicked));
+            let error: SharedError = Arc::new(DialPanicked);
+            pool.dial_failed(&error);
             pool.dialing.lock().dialers -= 1;
             pool.reconcile();
         }
