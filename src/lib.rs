@@ -1,4 +1,83 @@
-//! crate docs
+//! Adaptive backpressure for [tower] services: a layer that refuses at once what cannot be served in time, in front of
+//! a connection pool that finds its own size.
+//!
+//! Put [`AdaptivePoolLayer`] in front of a service that talks to a database. Then
+//!
+//! 1. the number of open connections follows the load;
+//! 2. what cannot be served in time is refused at once, with a 503 whose `Retry-After` is true;
+//! 3. the server never sees more connections than the ceiling, whatever is cancelled, resized, killed or restarted;
+//! 4. every decision (grow, shrink, shed, time out) can be seen and explains itself.
+//!
+//! ```no_run
+//! # #[cfg(all(feature = "axum", feature = "postgres"))]
+//! # mod example {
+//! use std::time::Duration;
+//!
+//! use axum::{Json, Router, routing::get};
+//! use tokio_postgres::NoTls;
+//! use tower_adaptive_pool::axum::{Db, Error};
+//! use tower_adaptive_pool::{AdaptivePool, AdaptivePoolLayer, Postgres};
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let pool = AdaptivePool::builder(Postgres::from_env(NoTls)?)   // DATABASE_URL
+//!         .min_size(10).max_size(50)                                // connections
+//!         .soft_cap(100).hard_cap(200)                              // queue
+//!         .acquire_timeout(Duration::from_secs(2))
+//!         .build()?;                                                // ConfigError, never a panic
+//!     pool.ready().await?;                                          // min_size open, or why not
+//!
+//!     let app = Router::new()
+//!         .route("/orders", get(orders))
+//!         .layer(AdaptivePoolLayer::new(pool.clone()))
+//!         .with_state(pool);                                        // Db finds its pool through FromRef
+//!
+//!     axum::serve(tokio::net::TcpListener::bind("127.0.0.1:3000").await?, app).await?;
+//!     Ok(())
+//! }
+//!
+//! async fn orders(db: Db) -> Result<Json<Vec<i32>>, Error> {
+//!     let conn = db.acquire().await?;                               // 503 or 504 by itself when it fails
+//!     let rows = conn.query("select id from orders", &[]).await?;
+//!     Ok(Json(rows.iter().map(|row| row.get(0)).collect()))
+//! }
+//! # }
+//! ```
+//!
+//! # What is here
+//!
+//! - [`AdaptivePool`] over a [`Backend`]: [`Postgres`], or one of your own. Its connections are handed out as
+//!   [`Connection`] guards.
+//! - [`Limiter`]: the same without connections, for a client that owns its pool.
+//! - [`Gate`]: the face of both that needs no type parameter. The layer asks it; it shows a [`Snapshot`].
+//! - [`AdaptivePoolLayer`]: asks the gate about each request.
+//! - [`Controller`]: the law that decides the size. [`QueueDepth`] is the default.
+//! - [`Observer`]: is told each [`Event`]; [`Otel`] speaks OpenTelemetry.
+//!
+//! # Invariants
+//!
+//! - **Ceiling.** in use + idle + opening + closing ≤ `max_size`, as the server counts them: a connection that was
+//!   thrown away keeps its [`Place`] until the server has closed its side.
+//! - **Permits are connections.** Whoever gets a permit has the connection; only the holder may destroy it.
+//! - **Queue bound.** No more than `hard_cap` wait.
+//! - **Never starve a free server.** Under `hard_cap` nothing is refused while a connection is idle, or fewer wait than
+//!   there are connections.
+//! - **Clean hand-over.** Nobody receives a connection with an open transaction, a running query or an unread result.
+//! - **One deadline.** `acquire_timeout` bounds queue, check and dial together.
+//! - **Ledgers, exact at rest.** [`Admissions`], [`Acquires`], [`Queries`].
+//! - **Nothing parked.** The verdict falls synchronously in `call`; `poll_ready` is the inner service's.
+//!
+//! # Features
+//!
+//! `postgres` (default), `axum`, `tracing`.
+//!
+//! # Reading order
+//!
+//! `law` (pure functions), `gate/slots.rs` (permits and queue under one lock), `gate/mod.rs`, `pool/mod.rs`, `layer`,
+//! `postgres`.
+//!
+//! [tower]: https://docs.rs/tower
+
 mod backend;
 mod config;
 mod error;

@@ -21,9 +21,9 @@ pin_project! {
     #[must_use = "a stream that is dropped at once costs its connection"]
     pub struct Rows<'a> {
         #[pin]
-        rows: RowStream,
+        stream: RowStream,
         // `None` once the query has ended.
-        running: Option<Running<'a, 'a>>,
+        query: Option<Running<'a, 'a>>,
         limit: Duration,
         #[pin]
         timer: Sleep,
@@ -32,7 +32,7 @@ pin_project! {
 
 impl<'a> Rows<'a> {
     pub(super) fn new(rows: RowStream, running: Running<'a, 'a>, limit: Duration) -> Self {
-        Self { rows, running: Some(running), limit, timer: sleep(limit) }
+        Self { stream: rows, query: Some(running), limit, timer: sleep(limit) }
     }
 }
 
@@ -41,32 +41,32 @@ impl Stream for Rows<'_> {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let mut this = self.project();
-        if this.running.is_none() {
+        if this.query.is_none() {
             return Poll::Ready(None);
         }
-        if let Poll::Ready(next) = this.rows.poll_next(cx) {
+        if let Poll::Ready(next) = this.stream.poll_next(cx) {
             return Poll::Ready(match next {
                 Some(Ok(row)) => {
                     this.timer.reset(Instant::now() + *this.limit);
                     Some(Ok(row))
                 }
                 Some(Err(error)) => {
-                    let running = this.running.take();
+                    let running = this.query.take();
                     running.and_then(|running| running.end::<Row>(Err(error)).err()).map(Err)
                 }
                 None => {
-                    let _ = this.running.take().map(|running| running.end(Ok(())));
+                    let _ = this.query.take().map(|running| running.end(Ok(())));
                     None
                 }
             });
         }
         ready!(this.timer.as_mut().poll(cx));
-        Poll::Ready(this.running.take().map(|running| Err(running.time_out())))
+        Poll::Ready(this.query.take().map(|running| Err(running.time_out())))
     }
 }
 
 impl fmt::Debug for Rows<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Rows").field("ended", &self.running.is_none()).finish_non_exhaustive()
+        f.debug_struct("Rows").field("ended", &self.query.is_none()).finish_non_exhaustive()
     }
 }

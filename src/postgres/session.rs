@@ -82,16 +82,37 @@ impl<'a> Track<'a> {
         text: Option<&str>,
         query: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, QueryError> {
-        let running = self.begin(text);
-        match timeout(self.backend.query_timeout, query).await {
-            Ok(outcome) => running.end(outcome),
-            Err(_) => Err(running.time_out()),
-        }
+        self.finish(self.begin(text), query).await
+    }
+
+    /// Prepares a statement under `query_timeout`. Only a failure counts as a query: a request whose statement is
+    /// cached has sent nothing, and one whose statement is not has yet to send its query.
+    pub async fn prepare<T>(
+        self,
+        text: &str,
+        prepare: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, QueryError> {
+        self.finish(self.watch(Some(text), true), prepare).await
     }
 
     pub fn begin<'t>(self, text: Option<&'t str>) -> Running<'a, 't> {
         self.gate.queries().started();
-        Running { track: self, text, started: Instant::now(), ended: false }
+        self.watch(text, false)
+    }
+
+    fn watch<'t>(self, text: Option<&'t str>, preparing: bool) -> Running<'a, 't> {
+        Running { track: self, text, started: Instant::now(), preparing, ended: false }
+    }
+
+    async fn finish<T>(
+        self,
+        running: Running<'_, '_>,
+        query: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, QueryError> {
+        match timeout(self.backend.query_timeout, query).await {
+            Ok(outcome) => running.end(outcome),
+            Err(_) => Err(running.time_out()),
+        }
     }
 }
 
@@ -100,6 +121,8 @@ pub(super) struct Running<'a, 't> {
     track: Track<'a>,
     text: Option<&'t str>,
     started: Instant,
+    /// Not counted yet.
+    preparing: bool,
     ended: bool,
 }
 
@@ -132,7 +155,13 @@ impl Running<'_, '_> {
 
     fn ended(&mut self, end: QueryEnd) {
         self.ended = true;
-        self.track.gate.queries().ended(end);
+        let ledger = self.track.gate.queries();
+        match (self.preparing, end) {
+            (true, QueryEnd::Ok) => return,
+            (true, _) => ledger.started(),
+            (false, _) => {}
+        }
+        ledger.ended(end);
     }
 
     fn tell(&self, code: &str) {
@@ -244,7 +273,7 @@ impl Connection<Postgres> {
     /// # Errors
     /// As [`query`](Self::query).
     pub async fn prepare_cached(&self, sql: &str) -> Result<Statement, QueryError> {
-        self.track().run(Some(sql), self.session().client.prepare_cached(sql)).await
+        self.track().prepare(sql, self.session().client.prepare_cached(sql)).await
     }
 
     /// Begins a transaction. It is rolled back unless it is committed.

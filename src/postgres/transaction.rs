@@ -30,7 +30,7 @@ impl<'a> Transaction<'a> {
     /// # Errors
     /// As [`query`](Self::query).
     pub async fn prepare_cached(&self, sql: &str) -> Result<Statement, QueryError> {
-        self.track.run(Some(sql), self.inner.prepare_cached(sql)).await
+        self.track.prepare(sql, self.inner.prepare_cached(sql)).await
     }
 
     /// Makes it last.
