@@ -41,9 +41,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
 
     let listener = TcpListener::bind("127.0.0.1:3000").await?;
     println!("try: curl -i http://127.0.0.1:3000/now");
-    axum::serve(listener, app)
-        .with_graceful_shutdown(async { drop(tokio::signal::ctrl_c().await) })
-        .await?;
+    axum::serve(listener, app).with_graceful_shutdown(async { drop(tokio::signal::ctrl_c().await) }).await?;
     pool.drain(DRAIN).await?;
     telemetry.shutdown();
     Ok(())

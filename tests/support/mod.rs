@@ -3,6 +3,7 @@
 #![allow(dead_code)] // no test file uses all of it
 
 pub mod postgres;
+pub mod sim;
 
 use std::{future::Future, panic::Location, time::Duration};
 

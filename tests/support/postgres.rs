@@ -133,6 +133,7 @@ impl PostgresServer {
         Err(StartError("five free ports in a row were taken before PostgreSQL could listen".into()))
     }
 
+    #[allow(clippy::unused_self, reason = "one day it may be another address")]
     pub fn host(&self) -> &'static str {
         "127.0.0.1"
     }

@@ -129,7 +129,7 @@ pub fn free_port() -> Result<u16, StartError> {
 pub fn random_hex() -> io::Result<String> {
     let mut bytes = [0_u8; 16];
     fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(format!("{:032x}", u128::from_be_bytes(bytes)))
 }
 
 fn output(program: &str, arguments: &[&str]) -> Option<String> {

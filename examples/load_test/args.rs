@@ -1,0 +1,106 @@
+//! The command line, refused early and in sentences.
+
+use std::{fmt, num::NonZeroUsize, path::PathBuf, str::FromStr};
+
+use clap::{CommandFactory, Parser, error::ErrorKind};
+
+use crate::scenario::{SCENARIOS, Scenario};
+
+/// Sends a burst at an axum server over PostgreSQL, once per scenario and pool, and compares what came back.
+#[derive(Debug, Parser)]
+#[command(name = "load_test")]
+pub struct Args {
+    /// What load to send: incident, burst, cpu or lock; may be given several times.
+    #[arg(long = "scenario", value_name = "NAME", value_parser = Scenario::named, default_value = SCENARIOS[0].name)]
+    pub scenarios: Vec<&'static Scenario>,
+
+    /// What pool to put behind the server; may be given several times.
+    #[arg(long = "pool", value_name = "static:N|adaptive", default_values = ["static:20", "static:50", "adaptive"])]
+    pub pools: Vec<PoolSpec>,
+
+    /// Use this PostgreSQL instead of starting a throw-away one.
+    #[arg(long, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
+    pub database_url: Option<String>,
+
+    /// Write all figures and the timelines to this file.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+
+    /// Draw the first scenario's runs into this file.
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+
+    /// How long each phase lasts.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=600))]
+    pub phase_seconds: u32,
+
+    /// Connections the adaptive pool starts from and always keeps.
+    #[arg(long, value_name = "N", default_value = "10")]
+    pub min_size: NonZeroUsize,
+
+    /// Connections the adaptive pool never exceeds.
+    #[arg(long, value_name = "N", default_value = "50")]
+    pub max_size: NonZeroUsize,
+
+    /// Only measure the generator itself, against a handler that does nothing.
+    #[arg(long)]
+    pub check_generator: bool,
+
+    /// Be the generator's process: the plan is read from stdin.
+    #[arg(long, hide = true)]
+    pub generate: bool,
+}
+
+impl Args {
+    /// What was typed; otherwise explains itself on stderr and exits with 2.
+    pub fn from_command_line() -> Self {
+        let args = Self::parse();
+        if args.min_size > args.max_size {
+            let sentence =
+                format!("--min-size {} is larger than --max-size {}", args.min_size, args.max_size);
+            Self::command().error(ErrorKind::ValueValidation, sentence).exit();
+        }
+        args
+    }
+}
+
+/// A pool as named on the command line, and in every table after that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolSpec {
+    /// Plain deadpool-postgres of this fixed size.
+    Static(NonZeroUsize),
+    /// The pool of this crate behind its layer.
+    Adaptive,
+}
+
+impl PoolSpec {
+    /// The most connections it may ever have.
+    pub fn most(self, args: &Args) -> usize {
+        match self {
+            Self::Static(size) => size.get(),
+            Self::Adaptive => args.max_size.get(),
+        }
+    }
+}
+
+impl FromStr for PoolSpec {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "adaptive" {
+            return Ok(Self::Adaptive);
+        }
+        let size = text.strip_prefix("static:").and_then(|size| size.parse().ok());
+        size.map(Self::Static)
+            .ok_or("a pool is `adaptive`, or `static:N` with a fixed size N of at least 1, as in `static:20`")
+    }
+}
+
+impl fmt::Display for PoolSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Static(size) => write!(f, "static:{size}"),
+            Self::Adaptive => f.write_str("adaptive"),
+        }
+    }
+}

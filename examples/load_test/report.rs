@@ -1,0 +1,274 @@
+//! A run as both sides saw it: the generator's figures beside the server's own.
+
+use serde::Serialize;
+
+use crate::{
+    args::PoolSpec,
+    generator::stats::{Figures, GeneratorReport, Moment, quantile},
+    scenario::{Phase, Scenario},
+};
+
+/// What the server saw of a run.
+#[derive(Debug, Default)]
+pub struct ServerReport {
+    /// Every wait that ended with a connection.
+    pub acquires: Vec<Acquire>,
+    pub peak_connections: u64,
+    /// How many connections PostgreSQL itself refused (53300).
+    pub too_many_connections: u64,
+    pub connection_seconds: f64,
+    pub samples: Vec<ServerSample>,
+    /// `None` where nobody keeps one: a plain static pool.
+    pub ledger: Option<LedgerCounts>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Acquire {
+    pub unix_s: f64,
+    pub wait_ms: f64,
+}
+
+/// The server's state, every 100 ms.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ServerSample {
+    pub unix_s: f64,
+    pub target: u64,
+    pub in_use: u64,
+    pub idle: u64,
+    pub queue_depth: u64,
+    /// Since the start.
+    pub too_many_connections: u64,
+}
+
+/// What the library's own ledgers say at the end of a run.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct LedgerCounts {
+    pub layer_shed: u64,
+    pub gate_shed: u64,
+    pub acquire_timeouts: u64,
+    pub query_timeouts: u64,
+    pub queries_ok: u64,
+    pub queries_per_request: u64,
+}
+
+/// The file that `--json` writes.
+#[derive(Debug, Serialize)]
+pub struct Report<'a> {
+    pub runs: &'a [Run],
+}
+
+#[derive(Debug, Serialize)]
+pub struct Run {
+    pub scenario: &'static str,
+    pub pool: String,
+    pub started_unix_s: f64,
+    #[serde(flatten)]
+    pub load: Figures,
+    #[serde(flatten)]
+    pub server: ServerFigures,
+    pub ledger: Option<LedgerCounts>,
+    pub phases: Vec<RunPhase>,
+    pub timeline: Vec<TimelineRow>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct RunPhase {
+    #[serde(flatten)]
+    pub phase: Phase,
+    #[serde(flatten)]
+    pub load: Figures,
+    #[serde(flatten)]
+    pub server: ServerFigures,
+}
+
+/// The server's part of the figures, of a run or of a phase.
+#[derive(Debug, Serialize)]
+pub struct ServerFigures {
+    pub acquire_p99_ms: Option<f64>,
+    pub peak_connections: u64,
+    pub too_many_connections: u64,
+    pub connection_seconds: f64,
+}
+
+/// A tenth of a second; without the server's part where it took no sample.
+#[derive(Debug, Serialize)]
+pub struct TimelineRow {
+    #[serde(flatten)]
+    pub load: Moment,
+    pub target: Option<u64>,
+    pub in_use: Option<u64>,
+    pub idle: Option<u64>,
+    pub queue_depth: Option<u64>,
+}
+
+impl Run {
+    pub fn new(scenario: &Scenario, pool: PoolSpec, load: GeneratorReport, mut server: ServerReport) -> Self {
+        server.samples.sort_by(|a, b| a.unix_s.total_cmp(&b.unix_s));
+        let mut begin_s = load.started_unix_s;
+        let phases = load.phases.into_iter().map(|part| {
+            let end_s = begin_s + f64::from(part.phase.seconds);
+            let figures = server.between(begin_s, end_s);
+            begin_s = end_s;
+            RunPhase { phase: part.phase, load: part.figures, server: figures }
+        });
+        Self {
+            scenario: scenario.name,
+            pool: pool.to_string(),
+            started_unix_s: load.started_unix_s,
+            load: load.total,
+            phases: phases.collect(),
+            timeline: load
+                .timeline
+                .into_iter()
+                .map(|moment| server.beside(moment, load.started_unix_s))
+                .collect(),
+            ledger: server.ledger,
+            server: ServerFigures {
+                acquire_p99_ms: p99_ms(server.acquires.iter()),
+                peak_connections: server.peak_connections,
+                too_many_connections: server.too_many_connections,
+                connection_seconds: server.connection_seconds,
+            },
+        }
+    }
+
+    pub fn phase(&self, name: &str) -> Option<&RunPhase> {
+        self.phases.iter().find(|part| part.phase.name == name)
+    }
+
+    /// Whether what the clients received is what the ledgers say was sent: if not, one of the two cannot be trusted.
+    pub fn check_ledger(&self) -> Result<(), String> {
+        let Some(ledger) = self.ledger else {
+            return Ok(());
+        };
+        let pairs = [
+            ("503s", self.load.shed, "requests and acquires shed", ledger.layer_shed + ledger.gate_shed),
+            (
+                "504s",
+                self.load.timeouts,
+                "acquires and queries timed out",
+                ledger.acquire_timeouts + ledger.query_timeouts,
+            ),
+            (
+                "queries behind the 200s",
+                self.load.served * ledger.queries_per_request,
+                "queries ok",
+                ledger.queries_ok,
+            ),
+            ("503s without Retry-After", self.load.shed_without_retry_after, "allowed", 0),
+        ];
+        let wrong = pairs.iter().filter(|(_, received, _, counted)| received != counted);
+        let sentences: Vec<_> = wrong
+            .map(|(what, received, name, counted)| format!("{received} {what}, but {counted} {name}"))
+            .collect();
+        if sentences.is_empty() {
+            return Ok(());
+        }
+        Err(format!(
+            "{} × {}: clients and ledgers disagree: {}",
+            self.scenario,
+            self.pool,
+            sentences.join("; ")
+        ))
+    }
+}
+
+impl ServerReport {
+    /// The figures of a phase, as far as acquires and samples tell.
+    fn between(&self, begin_s: f64, end_s: f64) -> ServerFigures {
+        let within = |unix_s: f64| (begin_s..end_s).contains(&unix_s);
+        let before = |unix_s: f64| self.samples.iter().take_while(|sample| sample.unix_s < unix_s).last();
+        let refused = |unix_s: f64| before(unix_s).map_or(0, |sample| sample.too_many_connections);
+        let open = |sample: &ServerSample| sample.in_use + sample.idle;
+        let stretches = self.samples.windows(2).filter(|pair| within(pair[0].unix_s));
+        ServerFigures {
+            acquire_p99_ms: p99_ms(self.acquires.iter().filter(|acquire| within(acquire.unix_s))),
+            peak_connections: self
+                .samples
+                .iter()
+                .filter(|sample| within(sample.unix_s))
+                .map(open)
+                .max()
+                .unwrap_or(0),
+            too_many_connections: refused(end_s) - refused(begin_s),
+            connection_seconds: stretches
+                .map(|pair| open(&pair[0]) as f64 * (pair[1].unix_s - pair[0].unix_s))
+                .sum(),
+        }
+    }
+
+    /// A tenth of a second of load with the first sample that was taken in it.
+    fn beside(&self, load: Moment, started_unix_s: f64) -> TimelineRow {
+        let begin_s = started_unix_s + load.t_s;
+        let next = self.samples.partition_point(|sample| sample.unix_s < begin_s);
+        // The sampler's tick drifts a little against ours: a sample from just after still tells.
+        let sample = self.samples.get(next).filter(|sample| sample.unix_s < begin_s + 0.2);
+        TimelineRow {
+            load,
+            target: sample.map(|sample| sample.target),
+            in_use: sample.map(|sample| sample.in_use),
+            idle: sample.map(|sample| sample.idle),
+            queue_depth: sample.map(|sample| sample.queue_depth),
+        }
+    }
+}
+
+fn p99_ms<'a>(acquires: impl Iterator<Item = &'a Acquire>) -> Option<f64> {
+    let mut waits: Vec<f64> = acquires.map(|acquire| acquire.wait_ms).collect();
+    waits.sort_unstable_by(f64::total_cmp);
+    quantile(&waits, 0.99)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::generator::stats::Record;
+
+    /// A run of three phases of a second that began at 1,000 s; connection number k was opened in the k-th phase.
+    fn run(ledger: Option<LedgerCounts>) -> Run {
+        let scenario = Scenario::named("burst").unwrap();
+        let load = GeneratorReport::new(1_000.0, &scenario.phases(1), &[] as &[Record]);
+        let sample = |k: u32| ServerSample {
+            unix_s: 1_000.05 + f64::from(k) / 10.0,
+            in_use: u64::from(k / 10) + 1,
+            too_many_connections: u64::from(k / 10),
+            ..Default::default()
+        };
+        let acquires = [1_000.5, 1_001.5].map(|unix_s| Acquire { unix_s, wait_ms: unix_s - 1_000.0 });
+        let server = ServerReport {
+            acquires: acquires.into(),
+            samples: (0..30).map(sample).collect(),
+            ledger,
+            ..Default::default()
+        };
+        Run::new(scenario, PoolSpec::Adaptive, load, server)
+    }
+
+    #[test]
+    fn the_servers_samples_fall_into_the_generators_phases() {
+        let run = run(None);
+        let peaks: Vec<_> = run.phases.iter().map(|part| part.server.peak_connections).collect();
+        let refused: Vec<_> = run.phases.iter().map(|part| part.server.too_many_connections).collect();
+        let waits: Vec<_> = run.phases.iter().map(|part| part.server.acquire_p99_ms).collect();
+
+        assert_eq!((peaks, refused), (vec![1, 2, 3], vec![0, 1, 1]));
+        assert_eq!(waits, [Some(0.5), Some(1.5), None]);
+        assert_eq!((run.timeline[9].in_use, run.timeline[10].in_use), (Some(1), Some(2)));
+    }
+
+    #[test]
+    fn a_ledger_that_disagrees_is_named() {
+        let mut ledger = LedgerCounts {
+            layer_shed: 0,
+            gate_shed: 0,
+            acquire_timeouts: 0,
+            query_timeouts: 0,
+            queries_ok: 0,
+            queries_per_request: 2,
+        };
+        assert_eq!(run(Some(ledger)).check_ledger(), Ok(()));
+        ledger.gate_shed = 3;
+        let sentence = run(Some(ledger)).check_ledger().unwrap_err();
+        assert!(sentence.contains("0 503s, but 3 requests and acquires shed"), "{sentence}");
+    }
+}

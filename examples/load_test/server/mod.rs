@@ -1,0 +1,108 @@
+//! The server under test: an axum router over a pool of fixed size, or over the adaptive one behind its layer.
+
+mod fixed;
+mod meter;
+mod own;
+pub mod work;
+
+use std::net::SocketAddr;
+
+use crate::{
+    Error,
+    args::{Args, PoolSpec},
+    database::Database,
+    http::HttpServer,
+    report::{LedgerCounts, ServerReport},
+    scenario::Work,
+};
+use meter::Meter;
+
+/// A server that is being loaded.
+pub struct RunningServer {
+    http: HttpServer,
+    meter: Meter,
+    pool: Pool,
+}
+
+enum Pool {
+    Fixed(deadpool_postgres::Pool),
+    Own(own::Own, Work),
+}
+
+pub async fn serve(
+    database: &Database,
+    args: &Args,
+    pool: PoolSpec,
+    work: Work,
+) -> Result<RunningServer, Error> {
+    let waits = meter::Waits::default();
+    let (router, meter, pool) = match pool {
+        PoolSpec::Static(size) => {
+            let pool = fixed::open(database.config(), size.get()).await?;
+            let meter = Meter::start({
+                let pool = pool.clone();
+                move || fixed::sizes(&pool)
+            });
+            (fixed::router(pool.clone(), work, waits.clone()), meter, Pool::Fixed(pool))
+        }
+        PoolSpec::Adaptive => {
+            let own = own::open(database.config(), args).await?;
+            let meter = Meter::start({
+                let gate = own.pool.gate().clone();
+                move || own::sizes(&gate)
+            });
+            (own::router(&own.pool, work, waits.clone()), meter, Pool::Own(own, work))
+        }
+    };
+    Ok(RunningServer { http: HttpServer::start(router).await?, meter: meter.with(waits), pool })
+}
+
+impl RunningServer {
+    pub fn addr(&self) -> SocketAddr {
+        self.http.addr
+    }
+
+    /// Stops, and tells what was seen.
+    pub async fn finish(self, database: &Database) -> Result<ServerReport, Error> {
+        drop(self.http);
+        let seen = self.meter.stop();
+        let ledger = match self.pool {
+            Pool::Fixed(pool) => {
+                pool.close();
+                None
+            }
+            Pool::Own(own, work) => Some(own.finish(work).await?),
+        };
+        Ok(ServerReport {
+            acquires: seen.waits,
+            peak_connections: seen.peak,
+            too_many_connections: database.refused(),
+            connection_seconds: seen.connection_seconds,
+            samples: seen.samples,
+            ledger,
+        })
+    }
+}
+
+/// Connections by state, as a pool tells them.
+#[derive(Clone, Copy)]
+pub struct Sizes {
+    pub size: usize,
+    pub target: usize,
+    pub in_use: usize,
+    pub idle: usize,
+    pub queue_depth: usize,
+}
+
+impl From<&tower_adaptive_pool::Snapshot> for LedgerCounts {
+    fn from(seen: &tower_adaptive_pool::Snapshot) -> Self {
+        Self {
+            layer_shed: seen.admissions.shed,
+            gate_shed: seen.acquires.shed,
+            acquire_timeouts: seen.acquires.timed_out,
+            query_timeouts: seen.queries.timed_out,
+            queries_ok: seen.queries.ok,
+            queries_per_request: 1,
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! The pool of this crate behind its layer.
+
+use std::time::{Duration, Instant};
+
+use axum::{Extension, Router, routing::get};
+use tokio_postgres::{Config, NoTls};
+use tower_adaptive_pool::{
+    AdaptivePool, AdaptivePoolLayer, Gate, Postgres,
+    axum::{Db, Error as Answer},
+};
+
+use super::{Sizes, meter::Waits};
+use crate::{Error, args::Args, report::LedgerCounts, scenario::Work, telemetry::Telemetry};
+
+/// Longer than any query of the scenarios takes.
+const DRAIN: Duration = Duration::from_secs(10);
+
+pub struct Own {
+    pub pool: AdaptivePool<Postgres>,
+    telemetry: Telemetry,
+}
+
+pub async fn open(config: &Config, args: &Args) -> Result<Own, Error> {
+    let telemetry = Telemetry::from_env()?;
+    let builder = AdaptivePool::builder(Postgres::new(config.clone(), NoTls))
+        .name("load_test")
+        .min_size(args.min_size.get())
+        .max_size(args.max_size.get());
+    let builder = match telemetry.observer() {
+        Some(observer) => builder.observer(observer),
+        None => builder,
+    };
+    let pool = builder.build()?;
+    pool.ready().await?;
+    Ok(Own { pool, telemetry })
+}
+
+pub fn router(pool: &AdaptivePool<Postgres>, work: Work, waits: Waits) -> Router {
+    Router::new()
+        .route("/", get(handle))
+        .layer(AdaptivePoolLayer::new(pool.clone()))
+        .layer(Extension((work, waits)))
+        .with_state(pool.clone())
+}
+
+async fn handle(db: Db, Extension((work, waits)): Extension<(Work, Waits)>) -> Result<&'static str, Answer> {
+    let asked = Instant::now();
+    let connection = db.acquire().await?;
+    waits.record(asked);
+    work.adaptive(connection).await?;
+    Ok("ok")
+}
+
+pub fn sizes(gate: &Gate) -> Sizes {
+    let seen = gate.snapshot();
+    Sizes {
+        size: seen.size,
+        target: seen.target,
+        in_use: seen.in_use,
+        idle: seen.idle,
+        queue_depth: seen.queue_depth,
+    }
+}
+
+impl Own {
+    /// Drains, and reads the ledgers when nothing is under way any more.
+    pub async fn finish(self, work: Work) -> Result<LedgerCounts, Error> {
+        self.pool.drain(DRAIN).await?;
+        let ledger = LedgerCounts::from(&self.pool.snapshot());
+        self.telemetry.shutdown();
+        Ok(LedgerCounts { queries_per_request: work.queries(), ..ledger })
+    }
+}

@@ -1,0 +1,118 @@
+//! The comparison, for people: one table per scenario and a sentence that sums it up.
+
+use std::fmt::Write as _;
+
+use comfy_table::{Attribute, Cell, CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
+
+use crate::report::Run;
+
+/// A line of the table: what it says, and how it reads in one run.
+type Line = (&'static str, fn(&Run) -> String);
+
+const LINES: [Line; 17] = [
+    ("offered", |run| count(run.load.offered)),
+    ("served", |run| share(run.load.served, run.load.offered)),
+    ("served within 100 ms", |run| share(run.load.within_100ms, run.load.offered)),
+    ("p50 of served", |run| time(run.load.p50_ms)),
+    ("p99", |run| time(run.load.p99_ms)),
+    ("p99.9", |run| time(run.load.p999_ms)),
+    ("p99 over the burst", |run| time(burst_p99_ms(run))),
+    ("503s", |run| share(run.load.shed, run.load.offered)),
+    ("p99 of the 503s", |run| time(run.load.shed_p99_ms)),
+    ("504s", |run| share(run.load.timeouts, run.load.offered)),
+    ("other errors", |run| count(run.load.errors)),
+    ("acquire p99", |run| time(run.server.acquire_p99_ms)),
+    ("peak connections", |run| count(run.server.peak_connections)),
+    ("connection-seconds", |run| count(run.server.connection_seconds.round() as u64)),
+    ("refused by PostgreSQL (53300)", |run| count(run.server.too_many_connections)),
+    ("recovered after the burst in", |run| {
+        run.load.recovery_s.map_or("never".into(), |s| format!("{s:.2} s"))
+    }),
+    ("generator's own lag p99", |run| time(run.load.lag_p99_ms)),
+];
+
+/// The scenarios in the order they ran, each with its table and its sentence.
+pub fn comparison(runs: &[Run], min_size: usize) -> String {
+    let mut text = String::new();
+    for group in runs.chunk_by(|a, b| a.scenario == b.scenario) {
+        let _ = writeln!(text, "{}", table(group));
+        if let Some(sentence) = summary(group, min_size) {
+            let _ = writeln!(text, "{sentence}");
+        }
+    }
+    text
+}
+
+fn table(runs: &[Run]) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED);
+    let head = |text: &str| Cell::new(text).add_attribute(Attribute::Bold);
+    let pools = runs.iter().map(|run| head(&run.pool).set_alignment(CellAlignment::Right));
+    table.set_header([head(runs[0].scenario)].into_iter().chain(pools));
+    for (name, value) in LINES {
+        let values = runs.iter().map(|run| Cell::new(value(run)).set_alignment(CellAlignment::Right));
+        table.add_row([Cell::new(name)].into_iter().chain(values));
+    }
+    table
+}
+
+/// What a stranger should take away; only where there is something to compare.
+fn summary(runs: &[Run], min_size: usize) -> Option<String> {
+    let adaptive = runs.iter().find(|run| run.pool == "adaptive")?;
+    let fixed = || runs.iter().filter(|run| run.pool != "adaptive");
+    let best = fixed().max_by_key(|run| run.load.within_100ms).filter(|run| run.load.within_100ms > 0)?;
+    let percent = 100.0 * adaptive.load.within_100ms as f64 / best.load.within_100ms as f64;
+    let mut sentence = format!(
+        "{}: adaptive served {percent:.0} % of what {} did within 100 ms, from {min_size} connections",
+        adaptive.scenario, best.pool
+    );
+    let slowest =
+        fixed().max_by(|a, b| burst_p99_ms(a).unwrap_or(0.0).total_cmp(&burst_p99_ms(b).unwrap_or(0.0)))?;
+    if let (Some(ours), Some(theirs)) = (burst_p99_ms(adaptive), burst_p99_ms(slowest)) {
+        let _ = write!(
+            sentence,
+            "; its p99 over the burst was {}, that of {} {}",
+            time(Some(ours)),
+            slowest.pool,
+            time(Some(theirs))
+        );
+    }
+    sentence.push('.');
+    Some(sentence)
+}
+
+fn burst_p99_ms(run: &Run) -> Option<f64> {
+    run.phase("burst")?.load.p99_ms
+}
+
+/// A number with its thousands apart.
+pub fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A number and what part of the whole it is.
+fn share(part: u64, whole: u64) -> String {
+    if part == 0 || whole == 0 {
+        return count(part);
+    }
+    format!("{} ({:.1} %)", count(part), 100.0 * part as f64 / whole as f64)
+}
+
+/// A duration to three digits, in the unit one would say it in.
+pub fn time(ms: Option<f64>) -> String {
+    match ms {
+        None => "–".into(),
+        Some(ms) if ms < 10.0 => format!("{ms:.2} ms"),
+        Some(ms) if ms < 100.0 => format!("{ms:.1} ms"),
+        Some(ms) if ms < 1_000.0 => format!("{ms:.0} ms"),
+        Some(ms) => format!("{:.2} s", ms / 1e3),
+    }
+}

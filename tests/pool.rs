@@ -1,0 +1,560 @@
+//! The pool against a simulated server, on virtual time.
+
+mod support;
+
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use support::eventually;
+use support::sim::{Conn, Sim};
+use tokio::time::{Instant, sleep, timeout};
+use tower_adaptive_pool::{
+    AcquireError, Acquires, AdaptivePool, Builder, Connection, Controller, Decision, Limiter, QueueDepth,
+    Reason, Sample, ShedReason, State,
+};
+
+const SOON: Duration = Duration::from_secs(1);
+
+fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn builder(sim: &Sim, min_size: usize, max_size: usize) -> Builder<Sim> {
+    AdaptivePool::builder(sim.clone()).min_size(min_size).max_size(max_size).seed(1)
+}
+
+async fn open(builder: Builder<Sim>) -> AdaptivePool<Sim> {
+    let pool = builder.build().unwrap();
+    pool.ready().await.unwrap();
+    pool
+}
+
+async fn take(pool: &AdaptivePool<Sim>, connections: usize) -> Vec<Connection<Sim>> {
+    let mut taken = Vec::new();
+    for _ in 0..connections {
+        taken.push(pool.acquire().await.unwrap());
+    }
+    taken
+}
+
+/// Polls once, as a task would when it first runs.
+fn poll_once<F: Future + ?Sized>(future: Pin<&mut F>) -> Poll<F::Output> {
+    future.poll(&mut Context::from_waker(Waker::noop()))
+}
+
+fn assert_adds_up(acquires: &Acquires) {
+    let Acquires { started, granted, shed, timed_out, cancelled, failed, .. } = *acquires;
+    assert_eq!(started, granted + shed + timed_out + cancelled + failed, "{acquires:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn min_size_is_opened_in_the_background() {
+    let sim = Sim::default();
+    let pool = open(builder(&sim, 10, 50)).await;
+    let seen = pool.snapshot();
+    assert_eq!((seen.size, seen.idle, seen.in_use, seen.target), (10, 10, 0, 10));
+    assert_eq!(sim.open(), 10);
+    assert_eq!(sim.peak_dialing(), 4, "max_dialing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn ready_says_why_and_the_pool_heals_by_itself() {
+    let sim = Sim::default();
+    sim.go_down(true);
+    let pool = builder(&sim, 3, 5).build().unwrap();
+    let began = Instant::now();
+    let error = pool.ready().await.unwrap_err();
+    assert_eq!(began.elapsed(), Duration::from_secs(5), "dial_timeout");
+    let said = "0 of 3 connections (min_size) could be opened: the simulated server is down";
+    assert_eq!(error.to_string(), said);
+    let tries = sim.dials();
+    assert!((15..60).contains(&tries), "one dial at a time, at most 300 ms apart: {tries} in 5 s");
+
+    sim.go_down(false);
+    timeout(ms(310), pool.ready()).await.expect("within one pause").unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dial_that_panics_leaks_nothing() {
+    let sim = Sim::default();
+    sim.panic_on_dial(true);
+    let pool = builder(&sim, 2, 2).build().unwrap();
+    pool.ready().await.unwrap_err();
+    sim.panic_on_dial(false);
+    pool.ready().await.unwrap();
+    let seen = pool.snapshot();
+    assert_eq!((seen.size, seen.idle, seen.opening, seen.closing), (2, 2, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dial_that_hangs_ends_at_dial_timeout_and_keeps_its_place_until_the_server_lets_go() {
+    let sim = Sim::default();
+    sim.dial_takes(Duration::from_secs(3600));
+    sim.lingers(Duration::from_secs(30));
+    let pool = builder(&sim, 1, 1).dial_timeout(Duration::from_secs(1)).build().unwrap();
+    sleep(ms(1_500)).await;
+    let seen = pool.snapshot();
+    assert_eq!((seen.opening, seen.closing, sim.open()), (0, 1, 1));
+    assert_eq!(sim.dials(), 1, "the ceiling forbids another");
+    sim.dial_takes(ms(1));
+    let error = pool.acquire().await.unwrap_err();
+    let said = error.to_string();
+    assert!(
+        said.ends_with("the last dial failed: the database did not answer within 1s (dial_timeout)"),
+        "{said}"
+    );
+    assert_eq!(error.code(), "pool_dial_timeout");
+    sleep(Duration::from_secs(30)).await;
+    let _ = pool.acquire().await.unwrap();
+    assert_eq!(sim.peak(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_takes_whichever_comes_first() {
+    let sim = Sim::default();
+    let law = QueueDepth { threshold: 1, ..QueueDepth::default() };
+    let pool = open(builder(&sim, 1, 2).controller(law)).await;
+
+    // A fresh one: the holder keeps the first connection.
+    let held = pool.acquire().await.unwrap();
+    let fresh = timeout(ms(50), pool.acquire()).await.unwrap().unwrap();
+    assert_ne!(fresh.serial, held.serial);
+    drop((held, fresh));
+
+    // A returned one: new ones take for ever.
+    sim.dial_takes(Duration::from_secs(3600));
+    let both = take(&pool, 2).await;
+    let mut waiting = pin!(pool.acquire());
+    assert!(poll_once(waiting.as_mut()).is_pending());
+    drop(both);
+    assert!(poll_once(waiting.as_mut()).is_ready());
+}
+
+#[tokio::test(start_paused = true)]
+async fn hand_out_is_last_in_first_out_and_waiters_are_served_in_their_order() {
+    let sim = Sim::default();
+    let pool = open(builder(&sim, 3, 3)).await;
+    let mut all = take(&pool, 3).await;
+    let last = all.pop().unwrap();
+    let serial = last.serial;
+    drop(all);
+    drop(last);
+    assert_eq!(pool.acquire().await.unwrap().serial, serial);
+
+    let mut held = take(&pool, 3).await;
+    let mut waits: Vec<_> = (0..3).map(|_| Box::pin(pool.acquire())).collect();
+    for wait in &mut waits {
+        assert!(poll_once(wait.as_mut()).is_pending());
+    }
+    for next in 0..3 {
+        held.pop();
+        let ready: Vec<_> = waits.iter_mut().map(|wait| poll_once(wait.as_mut())).collect();
+        let index = ready.iter().position(Poll::is_ready);
+        assert_eq!(index, Some(0), "turn {next}: the first in line and nobody else");
+        held.extend(ready.into_iter().filter_map(|ready| match ready {
+            Poll::Ready(connection) => Some(connection.unwrap()),
+            Poll::Pending => None,
+        }));
+        drop(waits.remove(0));
+        // It stays held by `held`, at its front, so that the next pop gives back another one.
+        held.rotate_right(1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_deadline_bounds_the_acquire_and_says_how_things_stood() {
+    let sim = Sim::default();
+    let pool = open(builder(&sim, 1, 1).acquire_timeout(ms(200))).await;
+    let _held = pool.acquire().await.unwrap();
+    let began = Instant::now();
+    let error = pool.acquire().await.unwrap_err();
+    assert!((ms(200)..ms(203)).contains(&began.elapsed()));
+    assert_eq!(error.code(), "pool_wait_timeout");
+    let said = error.to_string();
+    assert!(said.contains("(acquire_timeout): 1 of 1 connections in use, 0 others waiting"), "{said}");
+    assert_eq!(pool.snapshot().acquires.timed_out, 1);
+    assert_eq!(pool.snapshot().queue_depth, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn cancelled_wait_frees_its_queue_place() {
+    let sim = Sim::default();
+    let pool = open(builder(&sim, 1, 1).hard_cap(1)).await;
+    let held = pool.acquire().await.unwrap();
+    let mut wait = Box::pin(pool.acquire());
+    assert!(poll_once(wait.as_mut()).is_pending());
+    assert_eq!(pool.snapshot().queue_depth, 1);
+    drop(wait);
+    assert_eq!(pool.snapshot().queue_depth, 0);
+    let mut next = Box::pin(pool.acquire());
+    assert!(poll_once(next.as_mut()).is_pending(), "there is room again");
+    drop(held);
+    assert!(poll_once(next.as_mut()).is_ready());
+    let acquires = pool.snapshot().acquires;
+    assert_eq!((acquires.granted, acquires.cancelled), (2, 1));
+    assert_adds_up(&acquires);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_cancelled_before_its_poll_is_cancelled_only_and_serves_the_next() {
+    let sim = Sim::default();
+    let pool = open(builder(&sim, 1, 1)).await;
+    let held = pool.acquire().await.unwrap();
+    let mut first = Box::pin(pool.acquire());
+    let mut second = Box::pin(pool.acquire());
+    assert!(poll_once(first.as_mut()).is_pending());
+    assert!(poll_once(second.as_mut()).is_pending());
+    drop(held);
+    drop(first);
+    assert!(poll_once(second.as_mut()).is_ready());
+    let acquires = pool.snapshot().acquires;
+    assert_eq!((acquires.granted, acquires.cancelled), (2, 1));
+    assert_adds_up(&acquires);
+}
+
+#[tokio::test(start_paused = true)]
+async fn queue_bound_no_more_than_hard_cap_wait() {
+    let sim = Sim::default();
+    let pool = open(builder(&sim, 1, 1).hard_cap(3)).await;
+    let _held = pool.acquire().await.unwrap();
+    let mut waits: Vec<_> = (0..5).map(|_| Box::pin(pool.acquire())).collect();
+    let polled: Vec<_> = waits.iter_mut().map(|wait| poll_once(wait.as_mut())).collect();
+    assert_eq!(pool.snapshot().queue_depth, 3);
+    for refused in &polled[3..] {
+        let Poll::Ready(Err(AcquireError::Shed(shed))) = refused else { panic!("{refused:?}") };
+        assert_eq!((shed.reason, shed.queue_depth), (ShedReason::HardCap, 3));
+        assert!(shed.retry_after >= Duration::from_secs(1));
+    }
+    assert_eq!(pool.snapshot().acquires.shed, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn try_acquire_never_waits_and_never_overtakes() {
+    let sim = Sim::default();
+    let pool = open(builder(&sim, 1, 1)).await;
+    let held = pool.try_acquire().unwrap();
+    let Err(AcquireError::Shed(shed)) = pool.try_acquire() else { panic!("there was one only") };
+    assert_eq!(shed.reason, ShedReason::NoneIdle);
+    let mut wait = Box::pin(pool.acquire());
+    assert!(poll_once(wait.as_mut()).is_pending());
+    drop(held);
+    pool.try_acquire().expect_err("it is set aside for the waiter");
+    assert!(poll_once(wait.as_mut()).is_ready());
+    assert_adds_up(&pool.snapshot().acquires);
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_grows_while_people_queue_and_shrinks_when_nobody_does() {
+    let sim = Sim::default();
+    let pool = open(builder(&sim, 10, 50)).await;
+    let users: Vec<_> = (0..60)
+        .map(|_| {
+            let pool = pool.clone();
+            tokio::spawn(async move {
+                for _ in 0..40 {
+                    let connection = pool.acquire().await.unwrap();
+                    sleep(ms(20)).await;
+                    drop(connection);
+                }
+            })
+        })
+        .collect();
+    eventually(SOON, async || pool.snapshot().size == 50).await;
+    assert!(matches!(
+        pool.snapshot().last_decision.reason,
+        Reason::QueueOverThreshold { .. } | Reason::AtMaxSize { .. } | Reason::Cooldown { .. }
+    ));
+    for user in users {
+        user.await.unwrap();
+    }
+    eventually(Duration::from_secs(10), async || sim.open() == 10).await;
+    assert!(matches!(pool.snapshot().last_decision.reason, Reason::Drained { .. }));
+    assert_eq!(sim.peak(), 50);
+    assert_adds_up(&pool.snapshot().acquires);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ceiling_counts_what_the_server_has_not_let_go() {
+    let sim = Sim::default();
+    sim.lingers(ms(500));
+    let pool = open(builder(&sim, 4, 4)).await;
+    for _ in 0..20 {
+        let all = take(&pool, 4).await;
+        all.iter().for_each(|connection| connection.set(State::Dead));
+        drop(all);
+        let seen = pool.snapshot();
+        assert_eq!((seen.closing, seen.size), (4, 4), "thrown away is not yet gone");
+    }
+    assert_eq!(sim.peak(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_died_while_idle_costs_the_caller_nothing_but_the_next_one() {
+    let sim = Sim::default();
+    let pool = open(builder(&sim, 3, 3)).await;
+    let all = take(&pool, 3).await;
+    let remotes: Vec<_> = all.iter().map(|connection| connection.remote()).collect();
+    drop(all);
+    // The one that is handed out first.
+    *remotes[2].lock().unwrap() = State::Dead;
+    let got = pool.acquire().await.unwrap();
+    let acquires = pool.snapshot().acquires;
+    assert_eq!((acquires.started, acquires.granted), (4, 4));
+    drop(got);
+    eventually(SOON, async || pool.snapshot().idle == 3).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_finds_only_dead_connections_goes_to_the_head_of_the_queue() {
+    let sim = Sim::default();
+    sim.dial_takes(ms(100));
+    let pool = open(builder(&sim, 1, 1)).await;
+    let only = pool.acquire().await.unwrap();
+    let remote = only.remote();
+    drop(only);
+    *remote.lock().unwrap() = State::Check;
+    sim.go_down(true);
+    // Granted the one that needs a check, and checking.
+    let mut first = Box::pin(pool.acquire());
+    assert!(poll_once(first.as_mut()).is_pending());
+    let mut second = Box::pin(pool.acquire());
+    assert!(poll_once(second.as_mut()).is_pending());
+    sleep(ms(2)).await;
+    assert!(poll_once(first.as_mut()).is_pending(), "the check failed: back in line");
+    assert_eq!(pool.snapshot().queue_depth, 2);
+    sim.go_down(false);
+    let got = timeout(SOON, first).await.unwrap().unwrap();
+    assert!(poll_once(second.as_mut()).is_pending(), "it keeps its turn");
+    drop(got);
+    assert!(poll_once(second.as_mut()).is_ready());
+    let acquires = pool.snapshot().acquires;
+    assert_eq!((acquires.started, acquires.granted), (3, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_check_discards_the_connection_and_counts_as_cancelled_only() {
+    let sim = Sim::default();
+    let pool = open(builder(&sim, 1, 1)).await;
+    pool.acquire().await.unwrap().set(State::Check);
+    let mut wait = Box::pin(pool.acquire());
+    assert!(poll_once(wait.as_mut()).is_pending());
+    drop(wait);
+    let acquires = pool.snapshot().acquires;
+    assert_eq!((acquires.started, acquires.granted, acquires.cancelled), (2, 1, 1));
+    assert_eq!(pool.snapshot().in_use, 0);
+    let _ = pool.acquire().await.unwrap();
+    assert_eq!(sim.dials(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_in_doubt_is_settled_before_anybody_gets_it() {
+    let sim = Sim::default();
+    let pool = open(builder(&sim, 1, 1)).await;
+    pool.acquire().await.unwrap().set(State::Settle);
+    assert_eq!((pool.snapshot().in_use, pool.snapshot().idle), (1, 0), "it keeps its permit");
+    let settled = pool.acquire().await.unwrap();
+    assert_eq!((settled.serial, sim.dials()), (0, 1), "the same connection");
+
+    settled.set(State::Settle);
+    sim.go_down(true);
+    drop(settled);
+    eventually(SOON, async || sim.open() == 0).await;
+    sim.go_down(false);
+    assert_eq!(pool.acquire().await.unwrap().remote().lock().unwrap().to_owned(), State::Ready);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_failed_dial_answers_all_waiters_when_failing_fast() {
+    let sim = Sim::default();
+    sim.go_down(true);
+    let pool = builder(&sim, 1, 1).fail_fast(true).build().unwrap();
+    let waits: Vec<_> = (0..3)
+        .map(|_| {
+            tokio::spawn({
+                let pool = pool.clone();
+                async move { pool.acquire().await }
+            })
+        })
+        .collect();
+    let mut errors = Vec::new();
+    for wait in waits {
+        let error = wait.await.unwrap().unwrap_err();
+        let AcquireError::Dial(source) = error else { panic!("{error}") };
+        errors.push(source);
+    }
+    assert!(Arc::ptr_eq(&errors[0], &errors[1]) && Arc::ptr_eq(&errors[1], &errors[2]), "shared");
+    assert_adds_up(&pool.snapshot().acquires);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lowering_max_size_closes_as_connections_come_back_and_sends_nobody_away() {
+    let sim = Sim::default();
+    let pool = open(builder(&sim, 8, 8)).await;
+    let held = take(&pool, 8).await;
+    let mut wait = Box::pin(pool.acquire());
+    assert!(poll_once(wait.as_mut()).is_pending());
+    pool.gate().set_size(2, 3).unwrap();
+    assert_eq!(pool.snapshot().in_use, 8, "nothing is taken from anybody");
+    sim.forget_peak();
+    drop(held);
+    assert!(poll_once(wait.as_mut()).is_ready(), "the waiter was served");
+    eventually(SOON, async || sim.open() <= 3).await;
+    assert_eq!(sim.peak(), 8, "never rising");
+    pool.gate().set_size(5, 9).unwrap();
+    eventually(SOON, async || sim.open() == 5).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn drain_serves_those_who_wait_and_resolves_when_the_server_has_let_go() {
+    let sim = Sim::default();
+    sim.lingers(ms(50));
+    let pool = open(builder(&sim, 2, 2)).await;
+    let held = take(&pool, 2).await;
+    let mut wait = Box::pin(pool.acquire());
+    assert!(poll_once(wait.as_mut()).is_pending());
+    let draining = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool.drain(SOON).await }
+    });
+    eventually(SOON, async || matches!(pool.try_acquire(), Err(AcquireError::Closed))).await;
+    drop(held);
+    let Poll::Ready(served) = poll_once(wait.as_mut()) else { panic!("a waiter is still served") };
+    drop(served.unwrap());
+    draining.await.unwrap().unwrap();
+    assert_eq!(sim.open(), 0);
+    assert_adds_up(&pool.snapshot().acquires);
+}
+
+#[tokio::test(start_paused = true)]
+async fn drain_ends_at_its_deadline_and_answers_those_who_still_wait() {
+    let sim = Sim::default();
+    let pool = open(builder(&sim, 1, 1)).await;
+    let held = pool.acquire().await.unwrap();
+    let waiting = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool.acquire().await }
+    });
+    eventually(SOON, async || pool.snapshot().queue_depth == 1).await;
+    let error = pool.drain(ms(100)).await.unwrap_err();
+    assert_eq!((error.in_use, error.closing), (1, 0));
+    assert!(matches!(waiting.await.unwrap(), Err(AcquireError::Closed)));
+    drop(held);
+    eventually(SOON, async || sim.open() == 0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropping_the_pool_closes_it_and_a_connection_may_outlive_it() {
+    let sim = Sim::default();
+    let pool = open(builder(&sim, 3, 3)).await;
+    let gate = pool.gate().clone();
+    let held = pool.acquire().await.unwrap();
+    drop(pool);
+    assert_eq!(sim.open(), 3, "a connection keeps its pool");
+    drop(held);
+    eventually(SOON, async || sim.open() == 0).await;
+    assert_eq!(gate.snapshot().acquires.granted, 1, "the ledger outlives the pool");
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_connections_over_min_size_close_after_idle_timeout() {
+    /// Grows at once and never shrinks: what closes, idle_timeout closed.
+    struct Wide;
+    impl Controller for Wide {
+        fn on_sample(&mut self, _: std::time::Instant, sample: &Sample) -> Decision {
+            let target = if sample.queue_depth > 0 { sample.max_size } else { sample.target };
+            Decision {
+                target,
+                reason: if target == sample.target { Reason::Steady } else { Reason::Custom("wide") },
+            }
+        }
+    }
+    let sim = Sim::default();
+    let pool = open(builder(&sim, 2, 8).controller(Wide).idle_timeout(ms(5_000))).await;
+    let held = take(&pool, 8).await;
+    drop(held);
+    sleep(ms(4_900)).await;
+    assert_eq!(sim.open(), 8);
+    eventually(ms(300), async || sim.open() == 2).await;
+    assert!(matches!(pool.snapshot().last_decision.reason, Reason::IdleTimeout { .. }));
+}
+
+/// Counts how often it is asked.
+struct Counting(Arc<AtomicUsize>);
+
+impl Controller for Counting {
+    fn on_sample(&mut self, _: std::time::Instant, sample: &Sample) -> Decision {
+        self.0.fetch_add(1, SeqCst);
+        Decision { target: sample.target, reason: Reason::Steady }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_at_rest_costs_nothing_the_driver_is_parked() {
+    let sim = Sim::default();
+    let ticks = Arc::new(AtomicUsize::new(0));
+    let pool = open(builder(&sim, 2, 8).controller(Counting(ticks.clone()))).await;
+    sleep(Duration::from_secs(3600)).await;
+    assert_eq!(ticks.load(SeqCst), 0);
+
+    let held = pool.acquire().await.unwrap();
+    sleep(ms(100)).await;
+    drop(held);
+    sleep(ms(100)).await;
+    let busy = ticks.load(SeqCst);
+    assert!((9..=13).contains(&busy), "ticks every 10 ms while something is held: {busy}");
+    sleep(Duration::from_secs(3600)).await;
+    assert_eq!(ticks.load(SeqCst), busy);
+}
+
+#[tokio::test(start_paused = true)]
+async fn watch_shows_the_pool_at_the_drivers_pace() {
+    let sim = Sim::default();
+    let pool = open(builder(&sim, 1, 4)).await;
+    let mut seen = pool.gate().watch();
+    seen.borrow_and_update();
+    let held = pool.acquire().await.unwrap();
+    timeout(ms(20), seen.changed()).await.unwrap().unwrap();
+    assert_eq!(seen.borrow_and_update().in_use, 1);
+    drop(held);
+    timeout(ms(20), seen.changed()).await.unwrap().unwrap();
+    assert_eq!(seen.borrow_and_update().in_use, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limiter_is_the_same_without_connections() {
+    let law = QueueDepth { threshold: 1, ..QueueDepth::default() };
+    let limiter = Limiter::builder()
+        .min_size(2)
+        .max_size(3)
+        .hard_cap(2)
+        .acquire_timeout(ms(500))
+        .controller(law)
+        .build()
+        .unwrap();
+    let first = limiter.try_acquire().unwrap();
+    let second = limiter.acquire().await.unwrap();
+    assert!(limiter.try_acquire().is_err());
+    // One waits: the law grows it by one, and there it ends.
+    let third = timeout(ms(30), limiter.acquire()).await.unwrap().unwrap();
+    assert_eq!(limiter.acquire().await.unwrap_err().code(), "pool_wait_timeout");
+    let seen = limiter.gate().snapshot();
+    assert_eq!((seen.size, seen.in_use, seen.closing), (3, 3, 0));
+    drop((first, second, third));
+    eventually(Duration::from_secs(5), async || limiter.gate().snapshot().size == 2).await;
+    assert_adds_up(&limiter.gate().snapshot().acquires);
+    limiter.close();
+    assert!(matches!(limiter.acquire().await, Err(AcquireError::Closed)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_guard_gives_what_it_guards() {
+    let sim = Sim::default();
+    let pool = open(builder(&sim, 1, 1)).await;
+    let mut guard = pool.acquire().await.unwrap();
+    let connection: &mut Conn = &mut guard;
+    assert_eq!(connection.serial, 0);
+}
