@@ -160,14 +160,7 @@ impl<T> Slots<T> {
         let parked = state.parked.take();
         let entry = match state.take_idle() {
             Some(item) => Entry::Granted(item),
-            None if state.draining => {
-                state.counts.acquires.failed += 1;
-                Entry::Closed
-            }
-            None => {
-                state.counts.acquires.shed += 1;
-                Entry::Full(state.queue.len())
-            }
+            None => state.miss(),
         };
         self.publish(&state);
         drop(state);
@@ -215,21 +208,22 @@ impl<T> Slots<T> {
     }
 
     /// A grant whose connection turned out dead: its permit is destroyed, and the same acquire goes on with the next
-    /// free connection or at the head of the queue.
-    pub fn reject(&self, dead: T) -> Entry<T> {
+    /// free connection, or at the head of the queue, or, if it may not wait, not at all.
+    pub fn reject(&self, dead: T, may_wait: bool) -> Entry<T> {
         let mut state = self.lock();
         state.counts.in_use -= 1;
         state.counts.acquires.granted -= 1;
         let mut pushed_out = None;
         let entry = match state.take_idle() {
             Some(item) => Entry::Granted(item),
-            None => {
+            None if may_wait => {
                 // Older rights go first, and the bound of the queue holds: its youngest member makes room.
                 if state.queue.len() >= state.bounds.hard_cap {
                     pushed_out = state.queue.answer_last(Answer::PushedOut).ok().flatten();
                 }
                 Entry::Queued(state.queue.push_first())
             }
+            None => state.miss(),
         };
         self.publish(&state);
         drop(state);
@@ -467,6 +461,16 @@ impl<T> State<T> {
             return Entry::Full(self.queue.len());
         }
         Entry::Queued(self.queue.push_last())
+    }
+
+    /// Nothing is free for somebody who does not wait.
+    fn miss(&mut self) -> Entry<T> {
+        if self.draining {
+            self.counts.acquires.failed += 1;
+            return Entry::Closed;
+        }
+        self.counts.acquires.shed += 1;
+        Entry::Full(self.queue.len())
     }
 
     /// The most recently used connection, so that a surplus goes idle and can close.

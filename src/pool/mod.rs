@@ -86,9 +86,9 @@ impl<B: Backend> AdaptivePool<B> {
                 State::Ready => return Ok(Connection::new(item, inner)),
                 State::Check => match inner.check(item, span).await? {
                     Ok(item) => return Ok(Connection::new(item, inner)),
-                    Err(dead) => entry = inner.replace(dead),
+                    Err(dead) => entry = inner.replace(dead, true),
                 },
-                State::Settle | State::Dead => entry = inner.replace(item),
+                State::Settle | State::Dead => entry = inner.replace(item, true),
             }
         }
     }
@@ -99,12 +99,19 @@ impl<B: Backend> AdaptivePool<B> {
     /// [`AcquireError::Shed`] when none is free, [`AcquireError::Closed`] once drained.
     pub fn try_acquire(&self) -> Result<Connection<B>, AcquireError> {
         let inner = &self.inner;
-        match inner.slots.try_enter() {
-            Entry::Granted(item) => Ok(Connection::new(item, inner)),
-            Entry::Full(depth) => {
-                Err(AcquireError::Shed(inner.gate.shed(ShedReason::NoneIdle, depth, ShedBy::Gate)))
+        let mut entry = inner.slots.try_enter();
+        loop {
+            match entry {
+                Entry::Granted(item) => match inner.backend.state(&item) {
+                    State::Ready | State::Check => return Ok(Connection::new(item, inner)),
+                    State::Settle | State::Dead => entry = inner.replace(item, false),
+                },
+                Entry::Full(depth) => {
+                    let shed = inner.gate.shed(ShedReason::NoneIdle, depth, ShedBy::Gate);
+                    return Err(AcquireError::Shed(shed));
+                }
+                Entry::Queued(_) | Entry::Closed => return Err(AcquireError::Closed),
             }
-            Entry::Queued(_) | Entry::Closed => Err(AcquireError::Closed),
         }
     }
 
@@ -208,8 +215,8 @@ impl<B: Backend> Inner<B> {
     }
 
     /// A dead connection goes, and its acquire goes on with the next one.
-    fn replace(&self, dead: B::Connection) -> Entry<B::Connection> {
-        let entry = self.slots.reject(dead);
+    fn replace(&self, dead: B::Connection, may_wait: bool) -> Entry<B::Connection> {
+        let entry = self.slots.reject(dead, may_wait);
         self.reconcile();
         entry
     }

@@ -1,0 +1,200 @@
+//! Random sequences of everything that can happen to a pool, on a paused clock, against a server that counts sockets.
+//! After every step the invariants hold; at rest both sides agree.
+
+mod support;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use proptest::prelude::*;
+use support::sim::Sim;
+use tokio::time::{advance, timeout};
+use tower_adaptive_pool::{AcquireError, AdaptivePool, Connection, QueueDepth, Snapshot, State};
+
+/// The widest bounds a sequence may set.
+const MOST: usize = 8;
+const HARD_CAP: usize = 5;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Acquire,
+    TryAcquire,
+    /// Polls every wait, as an executor would those that were woken.
+    PollAll,
+    CancelWait(usize),
+    Release(usize),
+    /// A connection in use, or the most recently used idle one, changes its state.
+    Set(usize, State),
+    Advance(u64),
+    Resize(usize, usize),
+    ServerDown(bool),
+    Linger(u64),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let state = prop_oneof![Just(State::Ready), Just(State::Check), Just(State::Settle), Just(State::Dead)];
+    prop_oneof![
+        6 => Just(Op::Acquire),
+        2 => Just(Op::TryAcquire),
+        4 => Just(Op::PollAll),
+        2 => (0..MOST).prop_map(Op::CancelWait),
+        5 => (0..MOST).prop_map(Op::Release),
+        3 => (0..MOST, state).prop_map(|(at, state)| Op::Set(at, state)),
+        5 => prop_oneof![1u64..20, 50u64..700].prop_map(Op::Advance),
+        1 => (1..=MOST, 0..MOST).prop_map(|(min, more)| Op::Resize(min, (min + more).min(MOST))),
+        1 => any::<bool>().prop_map(Op::ServerDown),
+        1 => (0u64..300).prop_map(Op::Linger),
+    ]
+}
+
+type Wait = Pin<Box<dyn Future<Output = Result<Connection<Sim>, AcquireError>>>>;
+
+struct Model {
+    sim: Sim,
+    pool: AdaptivePool<Sim>,
+    waits: Vec<Wait>,
+    held: Vec<Connection<Sim>>,
+    /// Every connection's state that was ever seen.
+    remotes: Vec<Arc<Mutex<State>>>,
+    /// The ceiling: `max_size`, or what was open when it was lowered, never rising.
+    ceiling: usize,
+}
+
+impl Model {
+    fn new() -> Self {
+        let sim = Sim::default();
+        let law =
+            QueueDepth { threshold: 1, shrink_after: Duration::from_millis(100), ..QueueDepth::default() };
+        let pool = AdaptivePool::builder(sim.clone())
+            .min_size(2)
+            .max_size(4)
+            .hard_cap(HARD_CAP)
+            .acquire_timeout(Duration::from_millis(400))
+            .idle_timeout(Duration::from_millis(500))
+            .controller(law)
+            .seed(1)
+            .build()
+            .unwrap();
+        Self { sim, pool, waits: Vec::new(), held: Vec::new(), remotes: Vec::new(), ceiling: 4 }
+    }
+
+    async fn apply(&mut self, op: &Op) {
+        match *op {
+            Op::Acquire => {
+                let pool = self.pool.clone();
+                self.waits.push(Box::pin(async move { pool.acquire().await }));
+                self.poll(self.waits.len() - 1);
+            }
+            Op::TryAcquire => {
+                let waiting = self.pool.snapshot().queue_depth;
+                if let Ok(connection) = self.pool.try_acquire() {
+                    assert_eq!(waiting, 0, "overtook a waiter");
+                    let state = *connection.remote().lock().unwrap();
+                    assert!(matches!(state, State::Ready | State::Check), "handed out {state:?}");
+                    self.hold(connection);
+                }
+            }
+            Op::PollAll => (0..self.waits.len()).rev().for_each(|at| self.poll(at)),
+            Op::CancelWait(at) if at < self.waits.len() => drop(self.waits.remove(at)),
+            Op::Release(at) if at < self.held.len() => drop(self.held.remove(at)),
+            Op::Set(at, state) => {
+                if let Some(remote) = self.remotes.get(at) {
+                    *remote.lock().unwrap() = state;
+                }
+            }
+            Op::Advance(millis) => {
+                advance(Duration::from_millis(millis)).await;
+                // Every task that is due runs before the next step.
+                for _ in 0..50 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            Op::Resize(min_size, max_size) => {
+                self.pool.gate().set_size(min_size, max_size).unwrap();
+                self.ceiling = max_size.max(self.sim.open());
+            }
+            Op::ServerDown(down) => self.sim.go_down(down),
+            Op::Linger(millis) => self.sim.lingers(Duration::from_millis(millis)),
+            Op::CancelWait(_) | Op::Release(_) => {}
+        }
+    }
+
+    fn poll(&mut self, at: usize) {
+        if let Poll::Ready(outcome) = self.waits[at].as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            drop(self.waits.remove(at));
+            if let Ok(connection) = outcome {
+                let state = *connection.remote().lock().unwrap();
+                assert_eq!(state, State::Ready, "handed out in a state fit for nobody");
+                self.hold(connection);
+            }
+        }
+    }
+
+    fn hold(&mut self, connection: Connection<Sim>) {
+        assert!(self.held.iter().all(|held| held.serial != connection.serial), "one connection for two");
+        self.remotes.push(connection.remote());
+        self.held.push(connection);
+    }
+
+    fn check(&mut self) {
+        let seen = self.pool.snapshot();
+        let Snapshot { size, in_use, idle, opening, closing, queue_depth, max_size, .. } = seen;
+        // Ceiling, as we count and as the server counts.
+        assert_eq!(size, in_use + idle + opening + closing);
+        assert!(size <= self.ceiling, "{seen:?} over {}", self.ceiling);
+        assert!(self.sim.open() <= self.ceiling, "{} sockets over {}", self.sim.open(), self.ceiling);
+        self.ceiling = max_size.max(size.min(self.ceiling));
+        // Queue bound.
+        assert!(queue_depth <= HARD_CAP);
+        // Nobody waits beside a free connection.
+        assert!(idle == 0 || queue_depth == 0, "{seen:?}");
+        // Permits are connections: held ones, granted ones not yet fetched, and those being checked or settled.
+        assert!(self.held.len() <= in_use);
+        assert!(seen.target >= seen.min_size && seen.target <= max_size);
+        // Ledger. A grant whose connection is still being checked counts as granted, and is taken back if that fails.
+        let delivered_or_under_way = self.remotes.len() + self.waits.len();
+        assert_eq!(
+            (seen.acquires.granted + seen.acquires.waiting()) as usize,
+            delivered_or_under_way,
+            "{seen:?}"
+        );
+    }
+
+    /// Everything is given up; then all counts are what they should be.
+    async fn rest(mut self) {
+        self.sim.go_down(false);
+        self.sim.lingers(Duration::ZERO);
+        self.waits.clear();
+        self.held.clear();
+        let drained = timeout(Duration::from_secs(60), self.pool.drain(Duration::from_secs(30))).await;
+        drained.expect("drain ends").expect("all connections were given back");
+        let seen = self.pool.snapshot();
+        assert_eq!(
+            (seen.size, seen.in_use, seen.idle, seen.opening, seen.queue_depth),
+            (0, 0, 0, 0, 0),
+            "{seen:?}"
+        );
+        assert_eq!(self.sim.open(), 0);
+        assert_eq!(seen.acquires.waiting(), 0);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 10_000, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_invariant_holds_after_every_step(ops in prop::collection::vec(op(), 1..60)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let mut model = Model::new();
+            for op in &ops {
+                model.apply(op).await;
+                model.check();
+            }
+            model.rest().await;
+        });
+    }
+}
