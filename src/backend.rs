@@ -70,7 +70,8 @@ pub enum State {
 /// A place under the ceiling: the right to have one connection on the server.
 ///
 /// There are never more than `max_size` of them. It travels with the connection, through the dial, the life and the
-/// closing of it, and makes room when it is dropped.
+/// closing of it, and makes room when it is dropped: when the server has let go *and* the pool no longer hands the
+/// connection out. A backend whose connection and socket end apart shares it between both.
 #[must_use = "dropping a place says that the server counts no connection for it"]
 pub struct Place {
     owner: Weak<dyn PlaceOwner>,
@@ -79,6 +80,7 @@ pub struct Place {
 /// Who is told that a place is free again.
 pub(crate) trait PlaceOwner: Send + Sync {
     fn place_freed(&self);
+    fn connection_lost(&self);
     fn place_written_off(&self);
 }
 
@@ -87,9 +89,17 @@ impl Place {
         Self { owner }
     }
 
-    /// Gives the place up without knowing that the server has let go: nothing at all was heard from it. Shown in
-    /// [`Snapshot::written_off`](crate::Snapshot::written_off) and told to the observers.
-    pub fn write_off(self) {
+    /// Says that the server has ended the connection by itself, so that the pool need not find out at the next
+    /// hand-out: what is idle and [`State::Dead`] goes, and is replaced.
+    pub fn lost(&self) {
+        if let Some(owner) = self.owner.upgrade() {
+            owner.connection_lost();
+        }
+    }
+
+    /// Says that the place is about to be given up without knowing that the server has let go: nothing at all was heard
+    /// from it. Shown in [`Snapshot::written_off`](crate::Snapshot::written_off) and told to the observers.
+    pub fn write_off(&self) {
         if let Some(owner) = self.owner.upgrade() {
             owner.place_written_off();
         }

@@ -139,6 +139,8 @@ impl PlaceOwner for Inner {
         self.fill();
     }
 
+    fn connection_lost(&self) {}
+
     fn place_written_off(&self) {}
 }
 

@@ -359,6 +359,16 @@ impl<T> Slots<T> {
         old
     }
 
+    /// Closes the idle connections of which `dead` is true; the target stays, so that they are replaced.
+    pub fn close_idle_if(&self, dead: impl Fn(&T) -> bool) {
+        let mut state = self.lock();
+        let (closing, staying): (VecDeque<_>, _) = state.idle.drain(..).partition(|idle| dead(&idle.item));
+        state.idle = staying;
+        self.publish(&state);
+        drop(state);
+        drop(closing);
+    }
+
     /// Refuses new acquires from now on; those who wait are still served.
     pub fn start_drain(&self) {
         let mut state = self.lock();

@@ -245,6 +245,11 @@ impl<B: Backend> PlaceOwner for Inner<B> {
         self.reconcile();
     }
 
+    fn connection_lost(&self) {
+        self.slots.close_idle_if(|item| self.backend.state(item) == State::Dead);
+        self.reconcile();
+    }
+
     fn place_written_off(&self) {
         self.gate.wrote_off();
         self.gate.observe(|| Event::WrittenOff);

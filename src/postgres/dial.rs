@@ -96,7 +96,8 @@ where
     async fn open(&self, place: Place) -> Result<Session, DialError> {
         let socket = connect(&self.config).await?;
         let status = Arc::new(Status::default());
-        let tap = Tap::new(socket, Some(place), status.clone());
+        let place = Arc::new(place);
+        let tap = Tap::new(socket, place.clone(), status.clone());
         let tls = self
             .tls
             .clone()
@@ -104,11 +105,15 @@ where
             .map_err(|error| DialError::Tls(error.into()))?;
         let tls = Eavesdrop { tls, status: status.clone() };
         let (client, connection) = self.config.connect_raw(tap, tls).await.map_err(DialError::Postgres)?;
-        // Ends by itself: the client's drop makes it send Terminate once the last answer is in.
-        tokio::spawn(connection);
+        let session_place = place.clone();
+        tokio::spawn(async move {
+            // Ends by itself: the client's drop makes it send Terminate once the last answer is in.
+            let _ = connection.await;
+            place.lost();
+        });
         // deadpool-postgres aborts the task of this handle when the client goes; ours must live on to say goodbye.
         let nobody = tokio::spawn(async {});
-        Ok(Session::new(ClientWrapper::new(client, nobody), status))
+        Ok(Session::new(ClientWrapper::new(client, nobody), status, session_place))
     }
 }
 

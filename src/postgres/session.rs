@@ -12,7 +12,7 @@ use tokio_postgres::{Client, Row, Statement};
 
 use super::wire::Status;
 use super::{Postgres, Rows, Sql, Transaction};
-use crate::backend::State;
+use crate::backend::{Place, State};
 use crate::error::QueryError;
 use crate::gate::Gate;
 use crate::gate::ledger::QueryEnd;
@@ -24,6 +24,8 @@ pub struct Session {
     client: ClientWrapper,
     status: Arc<Status>,
     doubt: Doubt,
+    /// Shared with the stream: the place is taken until both are gone, whichever goes first.
+    _place: Arc<Place>,
 }
 
 /// What a session's next user must be spared.
@@ -36,8 +38,8 @@ pub(super) struct Doubt {
 }
 
 impl Session {
-    pub(super) fn new(client: ClientWrapper, status: Arc<Status>) -> Self {
-        Self { client, status, doubt: Doubt::default() }
+    pub(super) fn new(client: ClientWrapper, status: Arc<Status>, place: Arc<Place>) -> Self {
+        Self { client, status, doubt: Doubt::default(), _place: place }
     }
 
     pub(super) fn state(&self) -> State {

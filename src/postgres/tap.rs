@@ -32,7 +32,7 @@ const UNHEARD_OF: Duration = Duration::from_secs(60);
 pub struct Tap {
     /// `None` only while it is being dropped.
     socket: Option<Socket>,
-    place: Option<Place>,
+    place: Option<Arc<Place>>,
     /// The server has closed its side.
     ended: bool,
     frames: Frames,
@@ -49,9 +49,10 @@ pub(super) enum Socket {
 
 impl Tap {
     /// To be called inside the runtime.
-    pub(super) fn new(socket: Socket, place: Option<Place>, status: Arc<Status>) -> Self {
+    pub(super) fn new(socket: Socket, place: Arc<Place>, status: Arc<Status>) -> Self {
         let runtime = Handle::current();
-        Self { socket: Some(socket), place, ended: false, frames: Frames::Start, status, runtime }
+        let (socket, place) = (Some(socket), Some(place));
+        Self { socket, place, ended: false, frames: Frames::Start, status, runtime }
     }
 
     fn socket(&mut self) -> io::Result<Pin<&mut Socket>> {
@@ -68,7 +69,7 @@ impl Drop for Tap {
 }
 
 /// Reads until the server has closed its side; its words are of no interest any more.
-async fn reap(mut socket: Socket, place: Place) {
+async fn reap(mut socket: Socket, place: Arc<Place>) {
     let _ = socket.shutdown().await;
     let mut ignored = [0; 4096];
     loop {

@@ -1,0 +1,453 @@
+//! The pool over a real PostgreSQL, which counts connections itself: its role has `CONNECTION LIMIT` = `max_size`.
+
+mod support;
+
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use support::eventually;
+use support::postgres::{Options, PostgresServer, StopMode};
+use tokio::time::timeout;
+use tokio_postgres::{Client, Config, NoTls};
+use tower_adaptive_pool::{AcquireError, AdaptivePool, Builder, Connection, Postgres, QueryError};
+
+const SOON: Duration = Duration::from_secs(10);
+/// `CONNECTION LIMIT` of the application's role: the server itself refuses one more.
+const MAX_SIZE: usize = 4;
+
+type Pool = AdaptivePool<Postgres>;
+
+/// One server for the whole file, stopped by its supervisor when this process ends.
+static SHARED: LazyLock<Arc<PostgresServer>> =
+    LazyLock::new(|| Arc::new(PostgresServer::start(Options::default()).unwrap()));
+
+/// A role of a test's own, with its own schema and its own limit.
+struct Db {
+    server: Arc<PostgresServer>,
+    admin: Client,
+    role: String,
+}
+
+impl Db {
+    /// On the shared server.
+    async fn start() -> Self {
+        Self::on(tokio::task::spawn_blocking(|| SHARED.clone()).await.unwrap()).await
+    }
+
+    /// On a server of its own, for tests that stop it.
+    async fn alone() -> Self {
+        let server = tokio::task::spawn_blocking(|| PostgresServer::start(Options::default()));
+        Self::on(Arc::new(server.await.unwrap().unwrap())).await
+    }
+
+    async fn on(server: Arc<PostgresServer>) -> Self {
+        static ROLES: AtomicUsize = AtomicUsize::new(0);
+        let role = format!("role{}", ROLES.fetch_add(1, Relaxed));
+        let mut superuser: Config = server.superuser_url().parse().unwrap();
+        let (admin, connection) = superuser.dbname("app").connect(NoTls).await.unwrap();
+        tokio::spawn(connection);
+        let sql = format!(
+            "create role {role} login password 'secret' connection limit {MAX_SIZE}; create schema authorization {role}"
+        );
+        admin.batch_execute(&sql).await.unwrap();
+        Self { server, admin, role }
+    }
+
+    fn config(&self) -> Config {
+        let mut config: Config = self.server.app_url().parse().unwrap();
+        config.user(&self.role).password("secret");
+        config
+    }
+
+    fn builder(&self, backend: impl FnOnce(Postgres) -> Postgres) -> Builder<Postgres> {
+        let backend = backend(Postgres::new(self.config(), NoTls));
+        AdaptivePool::builder(backend).min_size(1).max_size(MAX_SIZE).acquire_timeout(SOON)
+    }
+
+    async fn pool(&self) -> Pool {
+        open(self.builder(|backend| backend)).await
+    }
+
+    /// Backends of this test's role, as the server counts them.
+    async fn backends(&self) -> i64 {
+        let count = "select count(*) from pg_stat_activity where usename = $1";
+        self.admin.query_one(count, &[&self.role]).await.unwrap().get(0)
+    }
+
+    /// `idle`, `idle in transaction`, …
+    async fn state_of(&self, pid: i32) -> String {
+        let sql = "select state from pg_stat_activity where pid = $1";
+        self.admin.query_one(sql, &[&pid]).await.unwrap().get(0)
+    }
+
+    fn assert_never_too_many(&self) {
+        let refusal = format!("too many connections for role \"{}\"", self.role);
+        assert_eq!(self.server.count_in_log(&refusal), 0, "{}", self.server.log());
+    }
+}
+
+async fn open(builder: Builder<Postgres>) -> Pool {
+    let pool = builder.build().unwrap();
+    pool.ready().await.unwrap();
+    pool
+}
+
+async fn pid(connection: &Connection<Postgres>) -> i32 {
+    connection.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0)
+}
+
+#[tokio::test]
+async fn queries_of_every_kind_bring_their_rows_and_are_counted() {
+    let db = Db::start().await;
+    let pool = db.pool().await;
+    let mut connection = pool.acquire().await.unwrap();
+    connection.batch_execute("create table t (id int primary key, name text)").await.unwrap();
+    let insert = connection.prepare_cached("insert into t values ($1, $2)").await.unwrap();
+    for id in 0..5 {
+        assert_eq!(connection.execute(&insert, &[&id, &"x"]).await.unwrap(), 1);
+    }
+    assert_eq!(connection.query("select * from t", &[]).await.unwrap().len(), 5);
+    assert!(connection.query_opt("select 1 from t where id = $1", &[&99]).await.unwrap().is_none());
+    let rows = connection.query_raw("select id from t order by id", Vec::<i32>::new()).await.unwrap();
+    let ids: Vec<i32> = rows.map(|row| row.unwrap().get::<_, i32>(0)).collect().await;
+    assert_eq!(ids, [0, 1, 2, 3, 4]);
+
+    let transaction = connection.transaction().await.unwrap();
+    transaction.execute("delete from t", &[]).await.unwrap();
+    transaction.rollback().await.unwrap();
+    let transaction = connection.transaction().await.unwrap();
+    transaction.execute("delete from t where id = 0", &[]).await.unwrap();
+    transaction.commit().await.unwrap();
+    let left: i64 = connection.query_one("select count(*) from t", &[]).await.unwrap().get(0);
+    assert_eq!(left, 4);
+
+    let error = connection.query("select no_such_column", &[]).await.unwrap_err();
+    assert_eq!(error.code(), "42703");
+    drop(connection);
+
+    let queries = pool.snapshot().queries;
+    // batch, 5 inserts, 3 selects, (begin, delete, end) twice, count: 16; a cached statement is no query.
+    assert_eq!((queries.started, queries.ok, queries.failed), (17, 16, 1));
+    assert_eq!(pool.snapshot().idle, 1, "an error of the server leaves the connection as good as it was");
+}
+
+#[tokio::test]
+async fn the_clean_path_sends_nothing_between_two_users() {
+    let db = Db::start().await;
+    let pool = open(db.builder(|backend| backend).max_size(1)).await;
+    let first = pool.acquire().await.unwrap();
+    let pid = pid(&first).await;
+    first.query_one("select 'the last word'", &[]).await.unwrap();
+    drop(first);
+    let _second = pool.acquire().await.unwrap();
+    let last =
+        db.admin.query_one("select query from pg_stat_activity where pid = $1", &[&pid]).await.unwrap();
+    assert_eq!(last.get::<_, &str>(0), "select 'the last word'");
+}
+
+#[tokio::test]
+async fn a_query_that_takes_too_long_times_out_and_its_connection_is_not_handed_on() {
+    let db = Db::start().await;
+    let pool = open(db.builder(|backend| backend.query_timeout(Duration::from_millis(100)))).await;
+    let connection = pool.acquire().await.unwrap();
+    let before = pid(&connection).await;
+    let error = connection.query("select pg_sleep(1)", &[]).await.unwrap_err();
+    assert!(matches!(error, QueryError::Timeout(after) if after == Duration::from_millis(100)), "{error}");
+    drop(connection);
+    assert_eq!(pool.snapshot().closing, 1, "its place is taken until the server lets go");
+    let next = pool.acquire().await.unwrap();
+    assert_ne!(pid(&next).await, before);
+    let queries = pool.snapshot().queries;
+    assert_eq!((queries.timed_out, queries.started), (1, queries.ok + 1));
+    eventually(SOON, async || pool.snapshot().closing == 0).await;
+    db.assert_never_too_many();
+}
+
+#[tokio::test]
+async fn the_servers_own_time_out_counts_as_one_and_keeps_the_connection() {
+    let db = Db::start().await;
+    let pool = db.pool().await;
+    let connection = pool.acquire().await.unwrap();
+    connection.batch_execute("set statement_timeout = 50").await.unwrap();
+    let error = connection.query("select pg_sleep(1)", &[]).await.unwrap_err();
+    assert!(error.is_timeout());
+    assert_eq!(error.code(), "57014");
+    drop(connection);
+    let seen = pool.snapshot();
+    assert_eq!((seen.queries.timed_out, seen.idle), (1, 1));
+}
+
+#[tokio::test]
+async fn a_query_dropped_by_its_caller_is_cancelled_and_its_connection_is_not_handed_on() {
+    let db = Db::start().await;
+    let pool = db.pool().await;
+    let connection = pool.acquire().await.unwrap();
+    let before = pid(&connection).await;
+    {
+        let mut query = pin!(connection.query("select pg_sleep(0.3)", &[]));
+        timeout(Duration::from_millis(50), &mut query).await.expect_err("it sleeps");
+    }
+    drop(connection);
+    let next = pool.acquire().await.unwrap();
+    assert_ne!(pid(&next).await, before);
+    assert_eq!(pool.snapshot().queries.cancelled, 1);
+
+    // Not even sent: polled once, its bytes are only queued.
+    let before = pid(&next).await;
+    {
+        let mut query = pin!(next.execute("select pg_sleep(0.1)", &[]));
+        assert!(query.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    }
+    drop(next);
+    assert_ne!(pid(&pool.acquire().await.unwrap()).await, before);
+}
+
+#[tokio::test]
+async fn rows_left_unread_are_not_handed_on() {
+    let db = Db::start().await;
+    let pool = db.pool().await;
+    let connection = pool.acquire().await.unwrap();
+    let before = pid(&connection).await;
+    let mut rows =
+        Box::pin(connection.query_raw("select generate_series(1, 100000)", Vec::<i32>::new()).await.unwrap());
+    rows.next().await.unwrap().unwrap();
+    drop(rows);
+    drop(connection);
+    assert_ne!(pid(&pool.acquire().await.unwrap()).await, before);
+    assert_eq!(pool.snapshot().queries.cancelled, 1);
+}
+
+#[tokio::test]
+async fn a_stream_of_rows_has_the_time_out_between_two_rows() {
+    let db = Db::start().await;
+    let pool = open(db.builder(|backend| backend.query_timeout(Duration::from_millis(200)))).await;
+    let connection = pool.acquire().await.unwrap();
+    // The first rows come at once (more of them than fit in the server's buffer), then nothing for a second.
+    let sql = "select repeat('x', 1000) from generate_series(1, 100) union all select pg_sleep(1)::text";
+    let rows = connection.query_raw(sql, Vec::<i32>::new()).await.unwrap();
+    let all: Vec<_> = Box::pin(rows).collect().await;
+    let (last, first) = all.split_last().unwrap();
+    assert!(first.len() > 10 && first.iter().all(Result::is_ok));
+    assert!(matches!(last, Err(QueryError::Timeout(_))));
+}
+
+#[tokio::test]
+async fn a_dropped_transaction_is_rolled_back_before_the_next_user() {
+    let db = Db::start().await;
+    let pool = open(db.builder(|backend| backend).max_size(1)).await;
+    let mut connection = pool.acquire().await.unwrap();
+    let before = pid(&connection).await;
+    connection.batch_execute("create table t (id int)").await.unwrap();
+    let transaction = connection.transaction().await.unwrap();
+    transaction.execute("insert into t values (1)", &[]).await.unwrap();
+    drop(transaction);
+    drop(connection);
+    let next = pool.acquire().await.unwrap();
+    assert_eq!(pid(&next).await, before, "settled, not thrown away");
+    assert_eq!(db.state_of(before).await, "idle");
+    assert!(next.query("select * from t", &[]).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_transaction_begun_as_text_is_rolled_back_before_the_next_user() {
+    let db = Db::start().await;
+    let pool = open(db.builder(|backend| backend).max_size(1)).await;
+    for left_open in ["begin; select 1", "begin; select no_such_column"] {
+        let connection = pool.acquire().await.unwrap();
+        let before = pid(&connection).await;
+        let _ = connection.batch_execute(left_open).await;
+        drop(connection);
+        let next = pool.acquire().await.unwrap();
+        assert_eq!(pid(&next).await, before);
+        assert_eq!(db.state_of(before).await, "idle", "after {left_open:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_used_raw_is_not_handed_on() {
+    let db = Db::start().await;
+    let pool = db.pool().await;
+    let mut connection = pool.acquire().await.unwrap();
+    let before = pid(&connection).await;
+    connection.raw().batch_execute("set search_path = nowhere").await.unwrap();
+    drop(connection);
+    assert_ne!(pid(&pool.acquire().await.unwrap()).await, before);
+}
+
+#[tokio::test]
+async fn a_parameter_that_cannot_be_sent_costs_no_connection() {
+    let db = Db::start().await;
+    let pool = open(db.builder(|backend| backend).max_size(1)).await;
+    let connection = pool.acquire().await.unwrap();
+    let before = pid(&connection).await;
+    connection.query("select $1::int", &[&"not a number"]).await.unwrap_err();
+    drop(connection);
+    assert_eq!(pid(&pool.acquire().await.unwrap()).await, before);
+}
+
+#[tokio::test]
+async fn a_backend_killed_while_idle_costs_the_next_caller_nothing() {
+    let db = Db::start().await;
+    let pool = db.pool().await;
+    for _ in 0..5 {
+        let victim = pid(&pool.acquire().await.unwrap()).await;
+        db.admin.execute("select pg_terminate_backend($1)", &[&victim]).await.unwrap();
+        // The server says goodbye, and the driver hears it; only what is known dead can be known.
+        eventually(SOON, async || {
+            let gone = "select count(*) = 0 from pg_stat_activity where pid = $1";
+            db.admin.query_one(gone, &[&victim]).await.unwrap().get(0)
+        })
+        .await;
+        let next = timeout(SOON, pool.acquire()).await.unwrap().unwrap();
+        match next.query_one("select pg_backend_pid()", &[]).await {
+            Ok(row) => assert_ne!(row.get::<_, i32>(0), victim),
+            // Handed out in the moment between the server's goodbye and our hearing it.
+            Err(error) => assert_eq!(error.code(), "57P01"),
+        }
+    }
+    db.assert_never_too_many();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ceiling_as_the_server_counts_it_whatever_happens() {
+    let db = Db::start().await;
+    let pool = open(
+        db.builder(|backend| backend.query_timeout(Duration::from_millis(20)))
+            .min_size(2)
+            .max_dialing(MAX_SIZE),
+    )
+    .await;
+    let users: Vec<_> = (0..16u32)
+        .map(|user| {
+            let pool = pool.clone();
+            tokio::spawn(async move {
+                for turn in 0..40u32 {
+                    let Ok(mut connection) = pool.acquire().await else { continue };
+                    match (user + turn) % 5 {
+                        // Served.
+                        0 => drop(connection.query("select 1", &[]).await),
+                        // Thrown away: time-out, dropped query, raw use, open transaction.
+                        1 => drop(connection.query("select pg_sleep(0.05)", &[]).await),
+                        2 => {
+                            let query = connection.query("select pg_sleep(0.05)", &[]);
+                            let _ = timeout(Duration::from_millis(5), query).await;
+                        }
+                        3 => drop(connection.raw()),
+                        _ => drop(connection.transaction().await),
+                    }
+                }
+            })
+        })
+        .collect();
+    for user in users {
+        user.await.unwrap();
+    }
+    db.assert_never_too_many();
+    pool.drain(SOON).await.unwrap();
+    assert_eq!(db.backends().await, 0, "drain resolves when the server has let go");
+    let seen = pool.snapshot();
+    assert_eq!(seen.acquires.waiting(), 0);
+    let queries = seen.queries;
+    assert_eq!(queries.started, queries.ok + queries.failed + queries.timed_out + queries.cancelled);
+    assert_eq!((seen.size, seen.written_off), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_restart_of_the_server_the_pool_heals_by_itself() {
+    let db = Db::alone().await;
+    let pool = open(db.builder(|backend| backend).min_size(3)).await;
+    for mode in [StopMode::Fast, StopMode::Immediate] {
+        db.server.stop(mode).unwrap();
+        eventually(SOON, async || pool.snapshot().dial_failures > 0).await;
+        db.server.start_again().unwrap();
+        eventually(SOON, async || match pool.acquire().await {
+            Ok(connection) => connection.query("select 1", &[]).await.is_ok(),
+            Err(_) => false,
+        })
+        .await;
+    }
+    db.assert_never_too_many();
+}
+
+#[tokio::test]
+async fn ready_says_what_is_wrong_with_the_password_the_port_and_the_name() {
+    let db = Db::alone().await;
+    let said = async |config: Config| {
+        let pool = AdaptivePool::builder(Postgres::new(config, NoTls))
+            .dial_timeout(Duration::from_secs(2))
+            .build()
+            .unwrap();
+        pool.ready().await.unwrap_err().to_string()
+    };
+    let mut wrong = db.config();
+    wrong.password("wrong");
+    let sentence = said(wrong).await;
+    let expected = format!("password authentication failed for user \"{}\" (28P01)", db.role);
+    assert!(sentence.ends_with(&expected), "{sentence}");
+    let mut wrong = db.config();
+    wrong.dbname("nowhere");
+    let sentence = said(wrong).await;
+    assert!(sentence.ends_with("database \"nowhere\" does not exist (3D000)"), "{sentence}");
+    db.server.stop(StopMode::Fast).unwrap();
+    let sentence = said(db.config()).await;
+    assert!(sentence.contains("the database cannot be reached: Connection refused"), "{sentence}");
+}
+
+#[tokio::test]
+async fn a_unix_socket_works() {
+    let db = Db::start().await;
+    let mut config = Config::new();
+    config.host_path(db.server.socket_dir()).port(db.server.port());
+    config.user(&db.role).dbname("app").password("secret");
+    let pool = open(AdaptivePool::builder(Postgres::new(config, NoTls)).min_size(1).max_size(MAX_SIZE)).await;
+    let connection = pool.acquire().await.unwrap();
+    let row = connection.query_one("select inet_server_addr() is null", &[]).await.unwrap();
+    assert!(row.get::<_, bool>(0), "no address: not by TCP");
+    drop(connection);
+    pool.drain(SOON).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_not_supported_is_a_config_error_that_says_so() {
+    let urls = [
+        ("postgres://a@one,two/db", "host (2 hosts) must be one: several hosts are not supported yet"),
+        (
+            "postgres://a@one/db?target_session_attrs=read-write",
+            "target_session_attrs (ReadWrite) must be any: others are not supported yet",
+        ),
+        (
+            "postgres://a@one/db?load_balance_hosts=random",
+            "load_balance_hosts (random) must be disable: there is one host",
+        ),
+        ("user=a dbname=db", "host (none) must be set: one host name, address or socket directory"),
+    ];
+    for (url, sentence) in urls {
+        let error = AdaptivePool::builder(Postgres::new(url.parse().unwrap(), NoTls)).build().unwrap_err();
+        assert_eq!(error.to_string(), sentence);
+    }
+    let backend = Postgres::new("postgres://a@one/db".parse().unwrap(), NoTls).query_timeout(Duration::ZERO);
+    let error = AdaptivePool::builder(backend).min_size(0).build().unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "query_timeout (0 s) must be longer than zero; min_size (0) must be at least 1 connection"
+    );
+}
+
+#[tokio::test]
+async fn an_acquire_in_vain_says_why_no_connection_could_be_opened() {
+    let db = Db::alone().await;
+    let config = db.config();
+    db.server.stop(StopMode::Fast).unwrap();
+    let pool = AdaptivePool::builder(Postgres::new(config, NoTls))
+        .acquire_timeout(Duration::from_millis(200))
+        .build()
+        .unwrap();
+    let error = pool.acquire().await.unwrap_err();
+    assert_eq!(error.code(), "pool_dial_timeout");
+    let AcquireError::Timeout(timeout) = error else { panic!("{error}") };
+    assert!(timeout.dial_error.is_some());
+}
