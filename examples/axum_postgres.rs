@@ -19,7 +19,7 @@ const DRAIN: Duration = Duration::from_secs(20);
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let telemetry = telemetry::Telemetry::from_env()?;
-    let mut builder = AdaptivePool::builder(Postgres::from_env(NoTls)?)
+    let mut builder = AdaptivePool::builder(Postgres::from_env(NoTls))
         .min_size(10)
         .max_size(50)
         .soft_cap(100)

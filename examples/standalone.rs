@@ -11,7 +11,7 @@ use tower_adaptive_pool::{AdaptivePool, Postgres};
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let pool =
-        AdaptivePool::builder(Postgres::from_env(NoTls)?).min_size(2).max_size(20).from_env().build()?;
+        AdaptivePool::builder(Postgres::from_env(NoTls)).min_size(2).max_size(20).from_env().build()?;
     pool.ready().await?;
 
     let mut sizes = pool.gate().watch();

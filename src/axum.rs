@@ -7,7 +7,7 @@ use std::fmt;
 use axum_core::extract::{FromRef, FromRequestParts};
 use axum_core::response::{IntoResponse, Response};
 use http::StatusCode;
-use http::header::{CACHE_CONTROL, HeaderValue};
+use http::header::{CACHE_CONTROL, HeaderValue, RETRY_AFTER};
 use http::request::Parts;
 
 use crate::backend::Backend;
@@ -90,8 +90,14 @@ impl IntoResponse for Error {
             response.extensions_mut().insert(*shed);
             return response;
         }
-        let mut response = self.status().into_response();
-        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        let status = self.status();
+        let mut response = status.into_response();
+        let headers = response.headers_mut();
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            // Closed here, or no database: another instance, or this one after its next dial, may serve.
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
         response
     }
 }

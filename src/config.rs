@@ -8,6 +8,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
+
 use crate::backend::Backend;
 use crate::gate::limiter::Limiter;
 use crate::gate::slots::Bounds;
@@ -276,11 +278,18 @@ impl<K> Builder<K> {
         self
     }
 
-    /// The settings and what they are for, or everything that is wrong with them.
-    pub(crate) fn checked(mut self) -> Result<(Settings, K), ConfigError> {
+    /// The settings, what they are for and where to run, or everything that is wrong.
+    pub(crate) fn checked(mut self) -> Result<(Settings, K, Handle), ConfigError> {
         self.problems.extend(self.settings.problems());
-        ConfigError::from_problems(self.problems)?;
-        Ok((self.settings, self.kind))
+        match Handle::try_current() {
+            Ok(runtime) if self.problems.is_empty() => return Ok((self.settings, self.kind, runtime)),
+            Ok(_) => {}
+            Err(_) => {
+                let expected = "must be there: call build() inside one, such as under #[tokio::main]";
+                self.problems.push(Problem::new("Tokio runtime", "none", expected));
+            }
+        }
+        Err(ConfigError { problems: self.problems })
     }
 }
 
@@ -371,10 +380,8 @@ impl<F: Fn(&str) -> Option<String>> Vars<'_, F> {
 
 /// Reads one duration from the environment, for a backend's own settings.
 #[cfg(feature = "postgres")]
-pub(crate) fn env_ms(name: &'static str, setting: &mut Duration) -> Result<(), ConfigError> {
-    let mut problems = Vec::new();
-    Vars { var: |name: &str| env::var(name).ok(), problems: &mut problems }.read_ms(name, setting);
-    ConfigError::from_problems(problems)
+pub(crate) fn env_ms(name: &'static str, setting: &mut Duration, problems: &mut Vec<Problem>) {
+    Vars { var: |name: &str| env::var(name).ok(), problems }.read_ms(name, setting);
 }
 
 /// Everything that is wrong with the settings, at once.
@@ -405,11 +412,6 @@ impl ConfigError {
 
     pub(crate) fn from_problems(problems: Vec<Problem>) -> Result<(), Self> {
         if problems.is_empty() { Ok(()) } else { Err(Self { problems }) }
-    }
-
-    pub(crate) fn no_runtime() -> Self {
-        let expected = "must be there: call build() inside a Tokio runtime, as under #[tokio::main]";
-        Self::new("Tokio runtime", "none", expected)
     }
 }
 

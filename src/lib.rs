@@ -20,7 +20,7 @@
 //!
 //! #[tokio::main]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//!     let pool = AdaptivePool::builder(Postgres::from_env(NoTls)?)   // DATABASE_URL
+//!     let pool = AdaptivePool::builder(Postgres::from_env(NoTls))   // DATABASE_URL
 //!         .min_size(10).max_size(50)                                // connections
 //!         .soft_cap(100).hard_cap(200)                              // queue
 //!         .acquire_timeout(Duration::from_secs(2))

@@ -284,7 +284,9 @@ async fn ceiling_counts_what_the_server_has_not_let_go() {
     let pool = open(builder(&sim, 4, 4)).await;
     for _ in 0..20 {
         let all = take(&pool, 4).await;
-        all.iter().for_each(|connection| connection.set(State::Dead));
+        for connection in &all {
+            connection.set(State::Dead);
+        }
         drop(all);
         let seen = pool.snapshot();
         assert_eq!((seen.closing, seen.size), (4, 4), "thrown away is not yet gone");

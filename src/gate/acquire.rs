@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
@@ -22,8 +23,14 @@ pub(crate) struct Span {
 impl Span {
     pub fn from_now(gate: &Gate) -> Self {
         let started = Instant::now();
-        Self { started, deadline: started + gate.acquire_timeout() }
+        Self { started, deadline: after(started, gate.acquire_timeout()) }
     }
+}
+
+/// So much later. `Duration::MAX`, which no clock can count to, is thirty years, as in tokio's own timers.
+pub(crate) fn after(now: Instant, timeout: Duration) -> Instant {
+    const FAR: Duration = Duration::from_secs(30 * 365 * 86_400);
+    now.checked_add(timeout).unwrap_or(now + FAR)
 }
 
 /// Waits for what an entry promises. `dial_error` is asked only when the deadline came first.

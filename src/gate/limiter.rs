@@ -4,7 +4,6 @@ use std::sync::{Arc, Weak};
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
-use tokio::runtime::Handle;
 use tokio::time::Instant as Clock;
 
 use super::acquire::{Span, granted};
@@ -92,8 +91,7 @@ impl Limiter {
     }
 
     pub(crate) fn start(builder: Builder<LimitOnly>) -> Result<Self, ConfigError> {
-        let (settings, _) = builder.checked()?;
-        let runtime = Handle::try_current().map_err(|_| ConfigError::no_runtime())?;
+        let (settings, _, runtime) = builder.checked()?;
         let slots = Slots::new(settings.bounds());
         let gate = Gate::new(&settings, slots.published.clone());
         let inner = Arc::new_cyclic(|this| Inner { gate: gate.clone(), slots, this: this.clone() });

@@ -23,7 +23,7 @@ use crate::law::retry_after::retry_after;
 use crate::law::{Decision, Reason};
 use crate::observe::{Event, Observer, ShedBy};
 
-pub(crate) use acquire::{Span, granted, timed_out};
+pub(crate) use acquire::{Span, after, granted, timed_out};
 pub(crate) use driver::start as start_driver;
 use ledger::{AdmissionLedger, QueryLedger};
 use slots::{Bounds, Counts, Published};
@@ -62,6 +62,7 @@ struct Inner {
     written_off: AtomicU64,
     draws: AtomicU64,
     last_decision: Mutex<Decision>,
+    changing: Mutex<()>,
     watch: watch::Sender<Snapshot>,
     observers: Box<[Arc<dyn Observer>]>,
 }
@@ -95,6 +96,7 @@ impl Gate {
             written_off: AtomicU64::new(0),
             draws: AtomicU64::new(settings.seed()),
             last_decision: Mutex::new(started),
+            changing: Mutex::new(()),
             watch: watch::Sender::default(),
             observers: settings.observers.clone().into(),
         };
@@ -175,7 +177,7 @@ impl Gate {
     /// `min_size` 0, or over `max_size`; then nothing has changed.
     pub fn set_size(&self, min_size: usize, max_size: usize) -> Result<(), ConfigError> {
         ConfigError::from_problems(crate::config::size_problems(min_size, max_size))?;
-        self.change(Bounds { min_size, max_size, hard_cap: self.caps().hard });
+        self.change(|bounds| Bounds { min_size, max_size, ..bounds });
         Ok(())
     }
 
@@ -187,9 +189,7 @@ impl Gate {
         ConfigError::from_problems(crate::config::cap_problems(soft_cap, hard_cap))?;
         self.inner.soft_cap.store(soft_cap, Relaxed);
         self.inner.hard_cap.store(hard_cap, Relaxed);
-        if let Some(plant) = self.plant() {
-            plant.set_bounds(Bounds { hard_cap, ..plant.bounds() });
-        }
+        self.change(|bounds| Bounds { hard_cap, ..bounds });
         Ok(())
     }
 
@@ -261,11 +261,19 @@ impl Gate {
         self.inner.plant.get()?.upgrade()
     }
 
-    fn change(&self, bounds: Bounds) {
-        if let Some(plant) = self.plant() {
-            plant.set_bounds(bounds);
+    fn change(&self, change: impl FnOnce(Bounds) -> Bounds) {
+        let Some(plant) = self.plant() else { return };
+        let (from, to) = {
+            // One change at a time: each is made from what the one before it left.
+            let _changing = self.inner.changing.lock().unwrap_or_else(PoisonError::into_inner);
+            let from = plant.counts().target;
+            plant.set_bounds(change(plant.bounds()));
+            (from, plant.counts().target)
+        };
+        if to != from {
             let reason = Reason::BoundsChanged;
-            self.decided(Decision { target: plant.counts().target, reason });
+            self.decided(Decision { target: to, reason });
+            self.observe(|| Event::Resized { from, to, reason });
         }
     }
 }

@@ -16,8 +16,8 @@ use crate::error::SharedError;
 use crate::law::admit::Occupancy;
 use crate::law::estimate::MeanTime;
 
-/// Queue places made in advance; a longer `hard_cap` grows the slab when it is really needed.
-const PRESIZED_QUEUE: usize = 1024;
+/// Places made in advance, for connections and for waiters; higher bounds grow them when they are really needed.
+const PRESIZED: usize = 1024;
 /// One release in so many is timed.
 const SAMPLED: u64 = 16;
 
@@ -130,8 +130,8 @@ pub(crate) struct Slots<T> {
 impl<T> Slots<T> {
     pub fn new(bounds: Bounds) -> Self {
         let state = State {
-            idle: VecDeque::with_capacity(bounds.max_size),
-            queue: Queue::with_capacity(bounds.hard_cap.min(PRESIZED_QUEUE)),
+            idle: VecDeque::with_capacity(bounds.max_size.min(PRESIZED)),
+            queue: Queue::with_capacity(bounds.hard_cap.min(PRESIZED)),
             bounds,
             counts: Counts { target: bounds.min_size, ..Counts::default() },
             use_time: MeanTime::default(),

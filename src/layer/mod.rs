@@ -19,6 +19,8 @@ pub use service::AdaptivePoolService;
 /// Every service made by this layer, by a clone of it, or by another layer over the same pool asks the same gate: a
 /// router that calls `layer` once for each route still has one queue.
 ///
+/// It does not keep the pool alive: once the last handle on that is dropped, everything is refused.
+///
 /// The service's error type is unchanged, and it needs neither `Clone` nor a box.
 ///
 /// ```

@@ -17,7 +17,7 @@ use crate::backend::{Backend, PlaceOwner, State};
 use crate::config::{Builder, ConfigError};
 use crate::error::{AcquireError, DrainTimeout, SharedError, ShedReason};
 use crate::gate::slots::{Bounds, Counts, Entry, Leave, Slots};
-use crate::gate::{Gate, Plant, Snapshot, Span, granted, start_driver, timed_out};
+use crate::gate::{Gate, Plant, Snapshot, Span, after, granted, start_driver, timed_out};
 use crate::observe::{Event, ShedBy};
 
 pub use connection::Connection;
@@ -123,7 +123,7 @@ impl<B: Backend> AdaptivePool<B> {
     /// How many are open, and why there are no more.
     pub async fn ready(&self) -> Result<(), NotReady> {
         let inner = &self.inner;
-        let deadline = Clock::now() + inner.dialing.timeout();
+        let deadline = after(Clock::now(), inner.dialing.timeout());
         loop {
             let changed = inner.changed.notified();
             let counts = inner.slots.counts();
@@ -146,7 +146,7 @@ impl<B: Backend> AdaptivePool<B> {
     /// what is still held closes when it comes back.
     pub async fn drain(&self, deadline: Duration) -> Result<(), DrainTimeout> {
         let inner = &self.inner;
-        let deadline = Clock::now() + deadline;
+        let deadline = after(Clock::now(), deadline);
         inner.slots.start_drain();
         loop {
             let changed = inner.changed.notified();
@@ -171,8 +171,7 @@ impl<B: Backend> AdaptivePool<B> {
     }
 
     pub(crate) fn start(builder: Builder<B>) -> Result<Self, ConfigError> {
-        let (settings, backend) = builder.checked()?;
-        let runtime = Handle::try_current().map_err(|_| ConfigError::no_runtime())?;
+        let (settings, backend, runtime) = builder.checked()?;
         let slots = Slots::new(settings.bounds());
         let gate = Gate::new(&settings, slots.published.clone());
         let inner = Arc::new_cyclic(|this| Inner {

@@ -44,6 +44,8 @@ pub struct Postgres {
     config: Config,
     query_timeout: Duration,
     server: ServerInfo,
+    /// What the environment had wrong.
+    problems: Vec<Problem>,
 }
 
 impl Postgres {
@@ -61,14 +63,14 @@ impl Postgres {
             database: config.get_dbname().or(config.get_user()).unwrap_or_default().to_owned(),
         };
         let dialer = Arc::new(Dialer::new(config.clone(), tls));
-        Self { dialer, config, query_timeout: QUERY_TIMEOUT, server }
+        Self { dialer, config, query_timeout: QUERY_TIMEOUT, server, problems: Vec::new() }
     }
 
     /// The server that `DATABASE_URL` names, with `POOL_QUERY_TIMEOUT_MS` if it is set.
     ///
-    /// # Errors
-    /// A variable that is missing or cannot be read. A password in the URL is not repeated.
-    pub fn from_env<T>(tls: T) -> Result<Self, ConfigError>
+    /// What is missing or cannot be read is reported by `build()`, with everything else. A password in the URL is not
+    /// repeated.
+    pub fn from_env<T>(tls: T) -> Self
     where
         T: MakeTlsConnect<Tap> + Clone + Send + Sync + 'static,
         T::TlsConnect: Send,
@@ -76,13 +78,19 @@ impl Postgres {
         <T::TlsConnect as TlsConnect<Tap>>::Future: Send + 'static,
     {
         const FORM: &str = "must be set to a URL such as postgres://user:password@host/database";
-        let url = env::var("DATABASE_URL").map_err(|_| ConfigError::new("DATABASE_URL", "not set", FORM))?;
-        let config = url
-            .parse()
-            .map_err(|error: tokio_postgres::Error| ConfigError::new("DATABASE_URL", error, FORM))?;
+        let parsed = match env::var("DATABASE_URL") {
+            Ok(url) => url.parse().map_err(|error: tokio_postgres::Error| error.to_string()),
+            Err(_) => Err("not set".to_owned()),
+        };
+        let (config, problem) = match parsed {
+            Ok(config) => (config, None),
+            // Never dialed: build() refuses it.
+            Err(why) => (Config::new(), Some(Problem::new("DATABASE_URL", why, FORM))),
+        };
         let mut backend = Self::new(config, tls);
-        env_ms("POOL_QUERY_TIMEOUT_MS", &mut backend.query_timeout)?;
-        Ok(backend)
+        backend.problems.extend(problem);
+        env_ms("POOL_QUERY_TIMEOUT_MS", &mut backend.query_timeout, &mut backend.problems);
+        backend
     }
 
     /// The longest a query may take before it fails with [`QueryError::Timeout`](crate::QueryError::Timeout), which
@@ -121,10 +129,12 @@ impl Backend for Postgres {
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
-        let mut problems = Vec::new();
+        let mut problems = self.problems.clone();
         let hosts = self.config.get_hosts().len().max(self.config.get_hostaddrs().len());
         match hosts {
             1 => {}
+            // Without a URL there is no host to speak of.
+            0 if !problems.is_empty() => {}
             0 => problems.push(Problem::new(
                 "host",
                 "none",

@@ -13,6 +13,7 @@ use tokio_postgres::{Row, RowStream};
 
 use super::session::Running;
 use crate::error::QueryError;
+use crate::gate::after;
 
 pin_project! {
     /// The rows of a query as they come: a [`Stream`].
@@ -47,7 +48,7 @@ impl Stream for Rows<'_> {
         if let Poll::Ready(next) = this.stream.poll_next(cx) {
             return Poll::Ready(match next {
                 Some(Ok(row)) => {
-                    this.timer.reset(Instant::now() + *this.limit);
+                    this.timer.reset(after(Instant::now(), *this.limit));
                     Some(Ok(row))
                 }
                 Some(Err(error)) => {

@@ -9,9 +9,10 @@ use tokio::runtime::Handle;
 use tokio::time::sleep;
 use tower_adaptive_pool::{Backend, Place, State};
 
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Sim(Arc<Server>);
 
+#[derive(Debug)]
 pub struct Server {
     /// Sockets the server counts now, and the most it ever counted.
     open: AtomicUsize,
@@ -82,6 +83,7 @@ impl Sim {
 }
 
 /// A socket as the server sees it; dropped by the client, the server lets go of it after its time.
+#[derive(Debug)]
 struct Socket {
     server: Arc<Server>,
     place: Option<Place>,
@@ -114,6 +116,7 @@ impl Drop for Socket {
 }
 
 /// A connection whose state the test decides.
+#[derive(Debug)]
 pub struct Conn {
     socket: Socket,
     state: Arc<Mutex<State>>,
