@@ -184,11 +184,6 @@ impl QueryError {
         }
     }
 
-    /// Whether the server said it, so that nothing of its answer is left unread.
-    pub(crate) fn is_from_server(&self) -> bool {
-        matches!(self, Self::Postgres(error) if error.as_db_error().is_some())
-    }
-
     /// Whether the time ran out: ours, or the server's own `statement_timeout` (57014).
     pub fn is_timeout(&self) -> bool {
         use tokio_postgres::error::SqlState;

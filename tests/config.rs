@@ -162,7 +162,7 @@ async fn what_postgres_cannot_do_is_told_with_the_rest() {
 #[test]
 fn build_outside_a_runtime_is_a_config_error() {
     let expected = "Tokio runtime (none) must be there: \
-                    call build() inside a Tokio runtime, as under #[tokio::main]";
+                    call build() inside one, such as under #[tokio::main]";
     assert_eq!(complaint(builder()), expected);
     assert_eq!(Limiter::builder().build().unwrap_err().to_string(), expected);
 }

@@ -132,7 +132,8 @@ async fn queries_of_every_kind_bring_their_rows_and_are_counted() {
     let queries = pool.snapshot().queries;
     // batch, 5 inserts, 3 selects, (begin, delete, end) twice, count: 16; a cached statement is no query.
     assert_eq!((queries.started, queries.ok, queries.failed), (17, 16, 1));
-    assert_eq!(pool.snapshot().idle, 1, "an error of the server leaves the connection as good as it was");
+    // An error of the server leaves the connection as good as it was.
+    eventually(SOON, async || pool.snapshot().idle == 1).await;
 }
 
 #[tokio::test]
@@ -177,8 +178,8 @@ async fn the_servers_own_time_out_counts_as_one_and_keeps_the_connection() {
     assert!(error.is_timeout());
     assert_eq!(error.code(), "57014");
     drop(connection);
-    let seen = pool.snapshot();
-    assert_eq!((seen.queries.timed_out, seen.idle), (1, 1));
+    assert_eq!(pool.snapshot().queries.timed_out, 1);
+    eventually(SOON, async || pool.snapshot().idle == 1).await;
 }
 
 #[tokio::test]

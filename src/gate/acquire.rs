@@ -13,17 +13,21 @@ use super::slots::{Entry, Leave, Slots};
 use crate::error::{AcquireError, AcquireTimeout, SharedError, ShedReason};
 use crate::observe::{Event, ShedBy};
 
-/// When an acquire began and by when it must have ended: one deadline for queue, check and dial together.
+/// When an acquire began and by when it must have ended: one deadline for queue, check and dial together. Made only when
+/// something has to be waited for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Span {
     pub started: Instant,
-    pub deadline: Instant,
+    timeout: Duration,
 }
 
 impl Span {
     pub fn from_now(gate: &Gate) -> Self {
-        let started = Instant::now();
-        Self { started, deadline: after(started, gate.acquire_timeout()) }
+        Self { started: Instant::now(), timeout: gate.acquire_timeout() }
+    }
+
+    pub fn deadline(self) -> Instant {
+        after(self.started, self.timeout)
     }
 }
 
@@ -50,7 +54,7 @@ pub(crate) async fn granted<T>(
         Entry::Closed => return Err(AcquireError::Closed),
     };
     let mut wait = Wait { slots, key: Some(key) };
-    match timeout_at(span.deadline, &mut wait).await {
+    match timeout_at(span.deadline(), &mut wait).await {
         Ok(Answer::Granted(item)) => Ok(item),
         Ok(Answer::PushedOut) => {
             let queue_depth = slots.published.occupancy().queue_depth;
@@ -93,7 +97,7 @@ struct Wait<'a, T> {
 impl<T> Wait<'_, T> {
     fn leave(&mut self, why: Leave) {
         if let Some(key) = self.key.take() {
-            self.slots.leave(key, why, Instant::now().into_std());
+            self.slots.leave(key, why);
         }
     }
 }

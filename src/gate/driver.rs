@@ -60,7 +60,8 @@ async fn busy(plant: &Weak<dyn Plant>, last: &Last) -> bool {
 }
 
 fn tick(gate: &Gate, plant: &dyn Plant, controller: &mut dyn Controller, last: &mut Last) {
-    let counts = plant.sample();
+    let now = Instant::now().into_std();
+    let counts = plant.sample(now);
     let dial_failures = gate.dial_failures();
     let sample = Sample {
         queue_depth: counts.queue_depth,
@@ -80,7 +81,7 @@ fn tick(gate: &Gate, plant: &dyn Plant, controller: &mut dyn Controller, last: &
     let quiet = sample.arrivals == 0 && sample.in_use == 0 && sample.queue_depth == 0;
     *last = Last { counts, dial_failures, at_rest: quiet && counts.target == counts.min_size };
 
-    let mut decision = controller.on_sample(Instant::now().into_std(), &sample);
+    let mut decision = controller.on_sample(now, &sample);
     decision.target = decision.target.clamp(counts.min_size, counts.max_size);
     if decision.reason != Reason::Steady {
         gate.decided(decision);

@@ -43,7 +43,8 @@ struct Inner {
 #[must_use = "a permit that is dropped at once limits nothing"]
 pub struct Permit {
     place: Option<Place>,
-    since: Clock,
+    /// Where the hold is measured.
+    since: Option<Clock>,
     limiter: Arc<Inner>,
 }
 
@@ -60,9 +61,10 @@ impl Limiter {
     /// [`AcquireError::Closed`] once drained.
     pub async fn acquire(&self) -> Result<Permit, AcquireError> {
         let Inner { gate, slots, .. } = &*self.inner;
-        let span = Span::from_now(gate);
-        let place = granted(gate, slots, span, slots.enter(), || None).await?;
-        Ok(self.permit(place))
+        match slots.enter() {
+            Entry::Granted(place) => Ok(self.permit(place)),
+            entry => Ok(self.permit(granted(gate, slots, Span::from_now(gate), entry, || None).await?)),
+        }
     }
 
     /// A permit now or none: never waits and never overtakes a waiter.
@@ -101,7 +103,11 @@ impl Limiter {
     }
 
     fn permit(&self, place: Place) -> Permit {
-        Permit { place: Some(place), since: Clock::now(), limiter: self.inner.clone() }
+        Permit {
+            place: Some(place),
+            since: self.inner.slots.measure(Clock::now),
+            limiter: self.inner.clone(),
+        }
     }
 }
 
@@ -114,9 +120,7 @@ impl From<Limiter> for Gate {
 impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(place) = self.place.take() {
-            let now = Clock::now();
-            let held = now.saturating_duration_since(self.since);
-            self.limiter.slots.release(place, now.into_std(), Some(held));
+            self.limiter.slots.release(place, self.since.map(|since| since.elapsed()));
         }
     }
 }
@@ -126,7 +130,7 @@ impl Inner {
     fn fill(&self) {
         while self.slots.begin_open() {
             let place = Place::new(self.this.clone());
-            self.slots.opened(place, Clock::now().into_std());
+            self.slots.opened(place);
         }
     }
 }
@@ -151,8 +155,8 @@ impl Plant for Inner {
         self.slots.bounds()
     }
 
-    fn sample(&self) -> Counts {
-        self.slots.sample()
+    fn sample(&self, now: Instant) -> Counts {
+        self.slots.sample(now)
     }
 
     fn set_target(&self, target: usize) {

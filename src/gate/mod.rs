@@ -71,8 +71,8 @@ struct Inner {
 pub(crate) trait Plant: Send + Sync {
     fn counts(&self) -> Counts;
     fn bounds(&self) -> Bounds;
-    /// The counts, and the peak starts anew.
-    fn sample(&self) -> Counts;
+    /// The counts; the peak starts anew, and so does the age of what came back.
+    fn sample(&self, now: Instant) -> Counts;
     fn set_target(&self, target: usize);
     fn set_bounds(&self, bounds: Bounds);
     fn close_idle_since(&self, cutoff: Instant) -> usize;

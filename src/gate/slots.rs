@@ -18,7 +18,7 @@ use crate::law::estimate::MeanTime;
 
 /// Places made in advance, for connections and for waiters; higher bounds grow them when they are really needed.
 const PRESIZED: usize = 1024;
-/// One release in so many is timed.
+/// One hold in so many is timed.
 const SAMPLED: u64 = 16;
 
 /// What the layer reads instead of taking the lock. Each value is true by itself at some moment; they are advice for a
@@ -104,7 +104,8 @@ impl Counts {
 #[derive(Debug)]
 struct Idle<T> {
     item: T,
-    since: Instant,
+    /// `None` until the driver's next sample: a release need not read the clock for it.
+    since: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -182,12 +183,12 @@ impl<T> Slots<T> {
     }
 
     /// Ends a wait without having fetched its answer: a permit that was set aside goes to the next in line.
-    pub fn leave(&self, key: Key, why: Leave, now: Instant) {
+    pub fn leave(&self, key: Key, why: Leave) {
         let mut state = self.lock();
         let answer = state.queue.leave(key);
         state.count(why);
         let (waker, surplus) = match answer {
-            Some(Answer::Granted(item)) => state.hand_on(item, now),
+            Some(Answer::Granted(item)) => state.hand_on(item),
             _ => (None, None),
         };
         self.publish(&state);
@@ -232,9 +233,9 @@ impl<T> Slots<T> {
         entry
     }
 
-    /// Gives a permit back, to the next in line if there is one. `held` is a sample of the time it was held, `since`
-    /// the time from which it counts as idle. True when it was surplus and is gone.
-    pub fn release(&self, item: T, since: Instant, held: Option<Duration>) -> bool {
+    /// Gives a permit back, to the next in line if there is one. `held` is the time it was held, where that
+    /// was measured. True when it was surplus and is gone.
+    pub fn release(&self, item: T, held: Option<Duration>) -> bool {
         let mut state = self.lock();
         state.counts.completions += 1;
         if let Some(held) = held {
@@ -242,18 +243,19 @@ impl<T> Slots<T> {
             let nanos = state.use_time.get().map_or(0, |mean| mean.as_nanos() as u64);
             self.published.use_time.store(nanos, Relaxed);
         }
-        let (waker, surplus) = state.hand_on(item, since);
+        let (waker, surplus) = state.hand_on(item);
         self.publish(&state);
         drop(state);
         wake(waker);
         surplus.is_some()
     }
 
-    /// True for one in [`SAMPLED`]: whose turn it is need not be exact, so no read-modify-write is paid for it.
-    pub fn samples_this_one(&self) -> bool {
+    /// Measures one hold in [`SAMPLED`]: a mean needs no more, and the others save two readings of the clock. Whose turn
+    /// it is need not be exact, so no read-modify-write is paid for it.
+    pub fn measure<C>(&self, clock: impl FnOnce() -> C) -> Option<C> {
         let turn = self.turn.load(Relaxed);
         self.turn.store(turn.wrapping_add(1), Relaxed);
-        turn.is_multiple_of(SAMPLED)
+        turn.is_multiple_of(SAMPLED).then(clock)
     }
 
     /// Destroys a permit. What it carried is dropped after the lock is gone.
@@ -285,11 +287,11 @@ impl<T> Slots<T> {
     }
 
     /// A dial succeeded: its connection becomes a permit.
-    pub fn opened(&self, item: T, now: Instant) {
+    pub fn opened(&self, item: T) {
         let mut state = self.lock();
         state.counts.opening -= 1;
         state.counts.in_use += 1;
-        let (waker, surplus) = state.hand_on(item, now);
+        let (waker, surplus) = state.hand_on(item);
         self.publish(&state);
         drop(state);
         wake(waker);
@@ -348,7 +350,12 @@ impl<T> Slots<T> {
     pub fn close_idle_since(&self, cutoff: Instant) -> usize {
         let mut state = self.lock();
         let spare = state.permits().saturating_sub(state.bounds.min_size);
-        let old = state.idle.iter().take(spare).take_while(|idle| idle.since <= cutoff).count();
+        let old = state
+            .idle
+            .iter()
+            .take(spare)
+            .take_while(|idle| idle.since.is_some_and(|since| since <= cutoff))
+            .count();
         let surplus: Vec<_> = state.idle.drain(..old).collect();
         if old > 0 {
             state.counts.target = state.permits().max(state.bounds.min_size);
@@ -423,11 +430,14 @@ impl<T> Slots<T> {
         self.lock().read()
     }
 
-    /// [`counts`](Self::counts), and the peak starts anew.
-    pub fn sample(&self) -> Counts {
+    /// [`counts`](Self::counts), and the peak starts anew. What came back since the last sample counts as idle from now.
+    pub fn sample(&self, now: Instant) -> Counts {
         let mut state = self.lock();
         let counts = state.read();
         state.counts.peak_in_use = state.counts.in_use;
+        for idle in state.idle.iter_mut().rev().take_while(|idle| idle.since.is_none()) {
+            idle.since = Some(now);
+        }
         counts
     }
 
@@ -493,7 +503,7 @@ impl<T> State<T> {
     }
 
     /// Where a permit goes that nobody holds any more: away if it is one too many, to the first in line, or idle.
-    fn hand_on(&mut self, item: T, since: Instant) -> (Option<Waker>, Option<T>) {
+    fn hand_on(&mut self, item: T) -> (Option<Waker>, Option<T>) {
         let unwanted = self.draining && self.queue.len() == 0;
         if unwanted || self.permits() > self.counts.target {
             self.counts.in_use -= 1;
@@ -506,7 +516,7 @@ impl<T> State<T> {
             }
             Err(Answer::Granted(item)) => {
                 self.counts.in_use -= 1;
-                self.idle.push_back(Idle { item, since });
+                self.idle.push_back(Idle { item, since: None });
                 (None, None)
             }
             Err(_) => unreachable!("the answer that comes back is the one that was given"),

@@ -20,13 +20,14 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Connection<B: Backend> {
     /// `None` only while it is being dropped.
     item: Option<B::Connection>,
-    since: Instant,
+    /// Where the hold is measured.
+    since: Option<Instant>,
     pool: Arc<Inner<B>>,
 }
 
 impl<B: Backend> Connection<B> {
     pub(super) fn new(item: B::Connection, pool: &Arc<Inner<B>>) -> Self {
-        Self { item: Some(item), since: Instant::now(), pool: pool.clone() }
+        Self { item: Some(item), since: pool.slots.measure(Instant::now), pool: pool.clone() }
     }
 
     #[cfg(feature = "postgres")]
@@ -74,16 +75,8 @@ impl<B: Backend> Drop for Connection<B> {
 }
 
 impl<B: Backend> Inner<B> {
-    fn give_back(&self, item: B::Connection, acquired: Instant) {
-        // One release in 16 reads the clock: a mean needs no more, and the others save 20 ns. Those count as idle
-        // from when they were acquired, which errs towards closing early.
-        let (since, held) = if self.slots.samples_this_one() {
-            let now = Instant::now();
-            (now, Some(now.saturating_duration_since(acquired)))
-        } else {
-            (acquired, None)
-        };
-        if self.slots.release(item, since.into_std(), held) {
+    fn give_back(&self, item: B::Connection, since: Option<Instant>) {
+        if self.slots.release(item, since.map(|since| since.elapsed())) {
             self.reconcile();
         }
     }
@@ -95,13 +88,13 @@ impl<B: Backend> Inner<B> {
 }
 
 /// Settles a connection in the background: it keeps its permit, and nobody gets it, until it is clean.
-async fn settle<B: Backend>(pool: Arc<Inner<B>>, item: B::Connection, acquired: Instant) {
+async fn settle<B: Backend>(pool: Arc<Inner<B>>, item: B::Connection, since: Option<Instant>) {
     let mut held = Unsettled { item: Some(item), pool };
     let Some(item) = held.item.as_mut() else { return };
     let settled = timeout(SETTLE_TIMEOUT, held.pool.backend.settle(item)).await;
     let clean = matches!(settled, Ok(Ok(()))) && held.pool.backend.state(item) == State::Ready;
     if clean && let Some(item) = held.item.take() {
-        held.pool.give_back(item, acquired);
+        held.pool.give_back(item, since);
     }
 }
 

@@ -106,7 +106,7 @@ impl<B: Backend> Inner<B> {
             state.failures = 0;
             state.last_error = None;
         }
-        self.slots.opened(connection, Instant::now().into_std());
+        self.slots.opened(connection);
         self.gate.observe(|| Event::Dialed { took });
         self.changed.notify_waiters();
         self.reconcile();

@@ -77,8 +77,14 @@ impl<B: Backend> AdaptivePool<B> {
     /// [`AcquireError::Dial`] under `fail_fast`, [`AcquireError::Closed`] once drained.
     pub async fn acquire(&self) -> Result<Connection<B>, AcquireError> {
         let inner = &self.inner;
+        let mut entry = match inner.slots.enter() {
+            // The usual case pays for no clock.
+            Entry::Granted(item) if inner.backend.state(&item) == State::Ready => {
+                return Ok(Connection::new(item, inner));
+            }
+            entry => entry,
+        };
         let span = Span::from_now(&inner.gate);
-        let mut entry = inner.slots.enter();
         loop {
             let dial_error = || inner.dialing.blocking_error(&inner.slots.counts());
             let item = granted(&inner.gate, &inner.slots, span, entry, dial_error).await?;
@@ -200,7 +206,7 @@ impl<B: Backend> Inner<B> {
     ) -> Result<Result<B::Connection, B::Connection>, AcquireError> {
         let mut grant = Grant { item: Some(item), inner: self, why: Leave::Cancelled };
         let Some(item) = grant.item.as_mut() else { return Err(AcquireError::Closed) };
-        match timeout_at(span.deadline, self.backend.check(item)).await {
+        match timeout_at(span.deadline(), self.backend.check(item)).await {
             Ok(checked) => {
                 let item = grant.item.take().ok_or(AcquireError::Closed)?;
                 Ok(if checked.is_ok() { Ok(item) } else { Err(item) })
@@ -264,8 +270,8 @@ impl<B: Backend> Plant for Inner<B> {
         self.slots.bounds()
     }
 
-    fn sample(&self) -> Counts {
-        self.slots.sample()
+    fn sample(&self, now: Instant) -> Counts {
+        self.slots.sample(now)
     }
 
     fn set_target(&self, target: usize) {

@@ -33,7 +33,8 @@ pub struct Session {
 pub(super) struct Doubt {
     /// A query was left before its end, or `raw()` was used: of no more use.
     lost: AtomicBool,
-    /// A query failed on our side, so that its answer may not be read to the end: to be fenced.
+    /// A query failed: the driver says so before the end of the server's answer, which alone tells whether a
+    /// transaction is open. To be fenced.
     unread: AtomicBool,
 }
 
@@ -133,15 +134,13 @@ impl Running<'_, '_> {
         let outcome = outcome.map_err(QueryError::Postgres);
         match &outcome {
             Ok(_) => self.ended(QueryEnd::Ok),
-            Err(error) if error.is_timeout() => {
-                self.ended(QueryEnd::TimedOut);
-                self.tell(error.code());
-            }
             Err(error) => {
-                if !error.is_from_server() {
-                    self.track.doubt.unread.store(true, Relaxed);
+                self.track.doubt.unread.store(true, Relaxed);
+                let timed_out = error.is_timeout();
+                self.ended(if timed_out { QueryEnd::TimedOut } else { QueryEnd::Failed });
+                if timed_out {
+                    self.tell(error.code());
                 }
-                self.ended(QueryEnd::Failed);
             }
         }
         outcome
