@@ -42,6 +42,11 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value = "50")]
     pub max_size: NonZeroUsize,
 
+    /// Connections the adaptive pool opens at once. The library's default is 4; here server, database and generator
+    /// share one machine, and each new backend of the database takes CPU from the other two.
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub max_dialing: NonZeroUsize,
+
     /// Only measure the generator itself, against a handler that does nothing.
     #[arg(long)]
     pub check_generator: bool,

@@ -14,6 +14,10 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 #[cfg(unix)]
 use tokio::net::UnixStream;
+use tokio::runtime::Handle;
+use tokio::select;
+use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
@@ -104,7 +108,10 @@ where
             .make_tls_connect(host_name(&self.config))
             .map_err(|error| DialError::Tls(error.into()))?;
         let tls = Eavesdrop { tls, status: status.clone() };
-        let (client, connection) = self.config.connect_raw(tap, tls).await.map_err(DialError::Postgres)?;
+        let config = self.config.clone();
+        let handshake = async move { config.connect_raw(tap, tls).await };
+        let handshake = beside_the_workers(handshake);
+        let (client, connection) = handshake.await?.map_err(DialError::Postgres)?;
         let session_place = place.clone();
         tokio::spawn(async move {
             // Ends by itself: the client's drop makes it send Terminate once the last answer is in.
@@ -115,6 +122,30 @@ where
         let nobody = tokio::spawn(async {});
         Ok(Session::new(ClientWrapper::new(client, nobody), status, session_place))
     }
+}
+
+/// Runs a handshake on a thread of the blocking pool: SCRAM hashes for milliseconds, TLS computes too, and on a worker
+/// the requests of others would wait for it. The socket stays with the runtime it was opened in.
+///
+/// Dropping this drops the handshake.
+async fn beside_the_workers<F>(handshake: F) -> Result<F::Output, DialError>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    let (mut done, outcome) = oneshot::channel();
+    let runtime = Handle::current();
+    spawn_blocking(move || {
+        runtime.block_on(async {
+            let ended = select! {
+                ended = handshake => ended,
+                () = done.closed() => return,
+            };
+            // Nobody may be waiting any more; then the connection is dropped, and closes.
+            let _ = done.send(ended);
+        });
+    });
+    outcome.await.map_err(|_| DialError::Connect(io::Error::other("the handshake was aborted")))
 }
 
 impl<T> Dial for Dialer<T>

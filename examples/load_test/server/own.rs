@@ -25,7 +25,8 @@ pub async fn open(config: &Config, args: &Args) -> Result<Own, Error> {
     let builder = AdaptivePool::builder(Postgres::new(config.clone(), NoTls))
         .name("load_test")
         .min_size(args.min_size.get())
-        .max_size(args.max_size.get());
+        .max_size(args.max_size.get())
+        .max_dialing(args.max_dialing.get());
     let builder = match telemetry.observer() {
         Some(observer) => builder.observer(observer),
         None => builder,
