@@ -109,3 +109,8 @@ pub use pool::{AdaptivePool, Connection, NotReady};
 pub use error::QueryError;
 #[cfg(feature = "postgres")]
 pub use postgres::Postgres;
+
+/// The README's examples are compiled with the tests.
+#[cfg(all(doctest, feature = "axum", feature = "postgres"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

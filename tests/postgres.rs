@@ -452,3 +452,40 @@ async fn an_acquire_in_vain_says_why_no_connection_could_be_opened() {
     let AcquireError::Timeout(timeout) = error else { panic!("{error}") };
     assert!(timeout.dial_error.is_some());
 }
+
+#[tokio::test]
+async fn a_query_time_out_makes_a_client_span_afterwards_with_its_true_start() {
+    use opentelemetry::trace::{SpanKind, Status};
+    use opentelemetry_sdk::metrics::SdkMeterProvider;
+    use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider};
+    use tower_adaptive_pool::Otel;
+
+    let spans = InMemorySpanExporter::default();
+    let tracers = SdkTracerProvider::builder().with_simple_exporter(spans.clone()).build();
+    let otel = Otel::new(tracers, &SdkMeterProvider::default());
+    let db = Db::start().await;
+    let limit = Duration::from_millis(150);
+    let pool = open(db.builder(|backend| backend.query_timeout(limit)).name("orders").observer(otel)).await;
+    let connection = pool.acquire().await.unwrap();
+    connection.query("select 1", &[]).await.unwrap();
+    assert!(spans.get_finished_spans().unwrap().is_empty(), "a good query makes none");
+
+    let sql = "select pg_sleep($1)";
+    connection.query(sql, &[&2.0_f64]).await.unwrap_err();
+    let spans = spans.get_finished_spans().unwrap();
+    let [span] = &spans[..] else { panic!("{spans:?}") };
+    assert_eq!((&*span.name, &span.span_kind), ("SELECT", &SpanKind::Client));
+    assert!(matches!(span.status, Status::Error { .. }));
+    let lasted = span.end_time.duration_since(span.start_time).unwrap();
+    assert!(lasted >= limit && lasted < limit * 3, "{lasted:?}");
+    let attribute = |key: &str| {
+        let found = span.attributes.iter().find(|attribute| attribute.key.as_str() == key);
+        found.unwrap_or_else(|| panic!("{key} in {span:?}")).value.to_string()
+    };
+    assert_eq!(attribute("db.query.text"), sql, "the text, never the parameters");
+    assert_eq!(attribute("error.type"), "timeout");
+    assert_eq!(attribute("db.system.name"), "postgresql");
+    assert_eq!(attribute("db.namespace"), "app");
+    assert_eq!(attribute("server.address"), "127.0.0.1");
+    assert_eq!(attribute("db.client.connection.pool.name"), "orders");
+}
