@@ -25,7 +25,7 @@ use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::timeout;
 use tokio_postgres::NoTls;
-use tower_adaptive_pool::{AdaptivePool, Backend, Limiter, Place, Postgres, State};
+use tower_adaptive_pool::{AdaptivePool, Backend, ConnectionState, Limiter, Place, Postgres};
 
 /// Connections of the pools that are never exhausted.
 const SIZE: usize = 10;
@@ -238,8 +238,8 @@ impl Backend for Noop {
         Ok(Nowhere { _place: Some(place) })
     }
 
-    fn state(&self, _: &Nowhere) -> State {
-        State::Ready
+    fn state(&self, _: &Nowhere) -> ConnectionState {
+        ConnectionState::Ready
     }
 }
 

@@ -54,7 +54,8 @@ where
     }
 }
 
-/// What a handler fails with, as a response: 503 with `Retry-After` when refused, 504 when a time ran out, 500 else.
+/// What a handler fails with, as a response: 504 when a time ran out, 503 with `Retry-After` when there is no connection
+/// for another reason (refused, closed, no database under `fail_fast`), 500 for a query that failed.
 ///
 /// The reason is also in the response's extensions: a [`Shed`](crate::Shed) for a refusal.
 #[derive(Debug)]

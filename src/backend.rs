@@ -22,10 +22,11 @@ pub trait Backend: Send + Sync + 'static {
     /// when the dial fails half-way or this future is dropped. Dropping it makes room for the next one.
     fn dial(&self, place: Place) -> impl Future<Output = Result<Self::Connection, Self::Error>> + Send;
 
-    /// How a connection is. Must not block: it is asked at every hand-out, and when a guard is dropped.
-    fn state(&self, connection: &Self::Connection) -> State;
+    /// How a connection is. Must not block, nor take a lock that is held over [`Place::lost`]: it is asked at every
+    /// hand-out, when a guard is dropped, and of idle connections under the pool's own lock.
+    fn state(&self, connection: &Self::Connection) -> ConnectionState;
 
-    /// Makes sure that a [`State::Check`] connection still works, before it is handed out. Runs inside the caller's
+    /// Makes sure that a [`ConnectionState::Check`] connection still works, before it is handed out. Runs inside the caller's
     /// deadline; an error costs the caller nothing but the next connection.
     fn check(
         &self,
@@ -35,7 +36,7 @@ pub trait Backend: Send + Sync + 'static {
         async { Ok(()) }
     }
 
-    /// Brings a [`State::Settle`] connection into a state fit for the next caller. Runs in the background; an error,
+    /// Brings a [`ConnectionState::Settle`] connection into a state fit for the next caller. Runs in the background; an error,
     /// or any state but ready afterwards, discards the connection.
     fn settle(
         &self,
@@ -55,8 +56,9 @@ pub trait Backend: Send + Sync + 'static {
 }
 
 /// How a connection is.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum ConnectionState {
     /// Clean, and as far as known alive.
     Ready,
     /// Clean, but to be checked before it is handed out.
@@ -90,7 +92,7 @@ impl Place {
     }
 
     /// Says that the server has ended the connection by itself, so that the pool need not find out at the next
-    /// hand-out: what is idle and [`State::Dead`] goes, and is replaced.
+    /// hand-out: what is idle and [`ConnectionState::Dead`] goes, and is replaced.
     pub fn lost(&self) {
         if let Some(owner) = self.owner.upgrade() {
             owner.connection_lost();

@@ -5,6 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(feature = "postgres")]
+use tokio_postgres::error::SqlState;
+
 /// A backend's error, shared: one failed dial can answer several waiters.
 pub type SharedError = Arc<dyn Error + Send + Sync + 'static>;
 
@@ -150,14 +153,19 @@ impl Error for AcquireError {
 pub struct DrainTimeout {
     /// Connections still held by callers.
     pub in_use: usize,
+    /// Dials still under way.
+    pub opening: usize,
     /// Connections whose server side has not gone yet.
     pub closing: usize,
 }
 
 impl fmt::Display for DrainTimeout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { in_use, closing } = self;
-        write!(f, "drain's deadline came with {in_use} connections in use and {closing} closing")
+        let Self { in_use, opening, closing } = self;
+        write!(
+            f,
+            "drain's deadline came with {in_use} connections in use, {opening} opening and {closing} closing"
+        )
     }
 }
 
@@ -170,6 +178,8 @@ impl Error for DrainTimeout {}
 pub enum QueryError {
     /// `query_timeout` came first. The connection is not handed on.
     Timeout(Duration),
+    /// `commit` was called on a transaction in which a statement had failed: it was rolled back.
+    RolledBack,
     /// The server's answer, or the loss of the connection.
     Postgres(tokio_postgres::Error),
 }
@@ -180,15 +190,17 @@ impl QueryError {
     pub fn code(&self) -> &str {
         match self {
             Self::Timeout(_) => "timeout",
+            Self::RolledBack => SqlState::IN_FAILED_SQL_TRANSACTION.code(),
             Self::Postgres(error) => error.code().map_or("connection", |state| state.code()),
         }
     }
 
-    /// Whether the time ran out: ours, or the server's own `statement_timeout` (57014).
+    /// Whether the time ran out: ours, or the server's own `statement_timeout`. Its SQLSTATE, 57014, is also that of a
+    /// query cancelled by an administrator.
     pub fn is_timeout(&self) -> bool {
-        use tokio_postgres::error::SqlState;
         match self {
             Self::Timeout(_) => true,
+            Self::RolledBack => false,
             Self::Postgres(error) => error.code() == Some(&SqlState::QUERY_CANCELED),
         }
     }
@@ -199,6 +211,9 @@ impl fmt::Display for QueryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Timeout(after) => write!(f, "no result within {after:?} (query_timeout)"),
+            Self::RolledBack => {
+                f.write_str("a statement of the transaction had failed: it was rolled back, not committed")
+            }
             // tokio-postgres prints only «db error»: the server's sentence is one level down.
             Self::Postgres(error) => match error.as_db_error() {
                 Some(said) => write!(f, "{} ({})", said.message(), said.code().code()),
@@ -212,7 +227,7 @@ impl fmt::Display for QueryError {
 impl Error for QueryError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            Self::Timeout(_) => None,
+            Self::Timeout(_) | Self::RolledBack => None,
             Self::Postgres(error) => Some(error),
         }
     }

@@ -13,8 +13,8 @@ use support::{
     sim::Sim,
 };
 use tower_adaptive_pool::{
-    AcquireError, AdaptivePool, Backend, Builder, ConfigError, Limiter, Place, Problem, QueueDepth, State,
-    Verdict,
+    AcquireError, AdaptivePool, Backend, Builder, ConfigError, ConnectionState, Limiter, Place, Problem,
+    QueueDepth, Verdict,
 };
 
 /// Where a child prints what `build()` said.
@@ -119,8 +119,8 @@ async fn what_a_backend_has_against_its_own_settings_is_told_with_the_rest() {
             Ok(place)
         }
 
-        fn state(&self, _: &Place) -> State {
-            State::Ready
+        fn state(&self, _: &Place) -> ConnectionState {
+            ConnectionState::Ready
         }
 
         fn validate(&self) -> Result<(), ConfigError> {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use support::sim::Sim;
 use tokio::time::{advance, timeout};
-use tower_adaptive_pool::{AcquireError, AdaptivePool, Connection, QueueDepth, Snapshot, State};
+use tower_adaptive_pool::{AcquireError, AdaptivePool, Connection, ConnectionState, QueueDepth, Snapshot};
 
 /// The widest bounds a sequence may set.
 const MOST: usize = 8;
@@ -27,7 +27,7 @@ enum Op {
     CancelWait(usize),
     Release(usize),
     /// A connection in use, or the most recently used idle one, changes its state.
-    Set(usize, State),
+    Set(usize, ConnectionState),
     Advance(u64),
     Resize(usize, usize),
     ServerDown(bool),
@@ -35,7 +35,12 @@ enum Op {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let state = prop_oneof![Just(State::Ready), Just(State::Check), Just(State::Settle), Just(State::Dead)];
+    let state = prop_oneof![
+        Just(ConnectionState::Ready),
+        Just(ConnectionState::Check),
+        Just(ConnectionState::Settle),
+        Just(ConnectionState::Dead)
+    ];
     prop_oneof![
         6 => Just(Op::Acquire),
         2 => Just(Op::TryAcquire),
@@ -58,7 +63,7 @@ struct Model {
     waits: Vec<Wait>,
     held: Vec<Connection<Sim>>,
     /// Every connection's state that was ever seen.
-    remotes: Vec<Arc<Mutex<State>>>,
+    remotes: Vec<Arc<Mutex<ConnectionState>>>,
     /// The ceiling: `max_size`, or what was open when it was lowered, never rising.
     ceiling: usize,
 }
@@ -93,7 +98,10 @@ impl Model {
                 if let Ok(connection) = self.pool.try_acquire() {
                     assert_eq!(waiting, 0, "overtook a waiter");
                     let state = *connection.remote().lock().unwrap();
-                    assert!(matches!(state, State::Ready | State::Check), "handed out {state:?}");
+                    assert!(
+                        matches!(state, ConnectionState::Ready | ConnectionState::Check),
+                        "handed out {state:?}"
+                    );
                     self.hold(connection);
                 }
             }
@@ -127,7 +135,7 @@ impl Model {
             drop(self.waits.remove(at));
             if let Ok(connection) = outcome {
                 let state = *connection.remote().lock().unwrap();
-                assert_eq!(state, State::Ready, "handed out in a state fit for nobody");
+                assert_eq!(state, ConnectionState::Ready, "handed out in a state fit for nobody");
                 self.hold(connection);
             }
         }

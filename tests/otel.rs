@@ -235,7 +235,7 @@ async fn backpressure_events_equal_the_ledgers() {
         assert!(limiter.acquire().await.is_err());
     }
     drop((line, held));
-    limiter.close();
+    limiter.drain(Duration::ZERO).await.unwrap();
     let draining = admit(7);
 
     assert!(soft > 0 && soft < 200, "on the ramp some are refused: {soft}");

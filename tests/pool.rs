@@ -13,8 +13,8 @@ use support::eventually;
 use support::sim::{Conn, Sim};
 use tokio::time::{Instant, sleep, timeout};
 use tower_adaptive_pool::{
-    AcquireError, Acquires, AdaptivePool, Builder, Connection, Controller, Decision, Limiter, QueueDepth,
-    Reason, Sample, ShedReason, State,
+    AcquireError, Acquires, AdaptivePool, Backend, Builder, Connection, ConnectionState, Controller,
+    Decision, Limiter, Place, QueueDepth, Reason, Sample, ShedReason,
 };
 
 const SOON: Duration = Duration::from_secs(1);
@@ -114,7 +114,7 @@ async fn a_dial_that_hangs_ends_at_dial_timeout_and_keeps_its_place_until_the_se
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waiter_takes_whichever_comes_first() {
+async fn a_waiter_takes_whichever_comes_first_a_returned_connection_or_a_fresh_one() {
     let sim = Sim::default();
     let law = QueueDepth { threshold: 1, ..QueueDepth::default() };
     let pool = open(builder(&sim, 1, 2).controller(law)).await;
@@ -285,7 +285,7 @@ async fn ceiling_counts_what_the_server_has_not_let_go() {
     for _ in 0..20 {
         let all = take(&pool, 4).await;
         for connection in &all {
-            connection.set(State::Dead);
+            connection.set(ConnectionState::Dead);
         }
         drop(all);
         let seen = pool.snapshot();
@@ -295,14 +295,14 @@ async fn ceiling_counts_what_the_server_has_not_let_go() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_died_while_idle_costs_the_caller_nothing_but_the_next_one() {
+async fn permits_are_connections_one_that_died_while_idle_costs_its_caller_only_the_next() {
     let sim = Sim::default();
     let pool = open(builder(&sim, 3, 3)).await;
     let all = take(&pool, 3).await;
     let remotes: Vec<_> = all.iter().map(|connection| connection.remote()).collect();
     drop(all);
     // The one that is handed out first.
-    *remotes[2].lock().unwrap() = State::Dead;
+    *remotes[2].lock().unwrap() = ConnectionState::Dead;
     let got = pool.acquire().await.unwrap();
     let acquires = pool.snapshot().acquires;
     assert_eq!((acquires.started, acquires.granted), (4, 4));
@@ -318,7 +318,7 @@ async fn who_finds_only_dead_connections_goes_to_the_head_of_the_queue() {
     let only = pool.acquire().await.unwrap();
     let remote = only.remote();
     drop(only);
-    *remote.lock().unwrap() = State::Check;
+    *remote.lock().unwrap() = ConnectionState::Check;
     sim.go_down(true);
     // Granted the one that needs a check, and checking.
     let mut first = Box::pin(pool.acquire());
@@ -341,7 +341,7 @@ async fn who_finds_only_dead_connections_goes_to_the_head_of_the_queue() {
 async fn a_cancelled_check_discards_the_connection_and_counts_as_cancelled_only() {
     let sim = Sim::default();
     let pool = open(builder(&sim, 1, 1)).await;
-    pool.acquire().await.unwrap().set(State::Check);
+    pool.acquire().await.unwrap().set(ConnectionState::Check);
     let mut wait = Box::pin(pool.acquire());
     assert!(poll_once(wait.as_mut()).is_pending());
     drop(wait);
@@ -353,20 +353,20 @@ async fn a_cancelled_check_discards_the_connection_and_counts_as_cancelled_only(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_in_doubt_is_settled_before_anybody_gets_it() {
+async fn clean_hand_over_a_connection_in_doubt_is_settled_before_anybody_gets_it() {
     let sim = Sim::default();
     let pool = open(builder(&sim, 1, 1)).await;
-    pool.acquire().await.unwrap().set(State::Settle);
+    pool.acquire().await.unwrap().set(ConnectionState::Settle);
     assert_eq!((pool.snapshot().in_use, pool.snapshot().idle), (1, 0), "it keeps its permit");
     let settled = pool.acquire().await.unwrap();
     assert_eq!((settled.serial, sim.dials()), (0, 1), "the same connection");
 
-    settled.set(State::Settle);
+    settled.set(ConnectionState::Settle);
     sim.go_down(true);
     drop(settled);
     eventually(SOON, async || sim.open() == 0).await;
     sim.go_down(false);
-    assert_eq!(pool.acquire().await.unwrap().remote().lock().unwrap().to_owned(), State::Ready);
+    assert_eq!(pool.acquire().await.unwrap().remote().lock().unwrap().to_owned(), ConnectionState::Ready);
 }
 
 #[tokio::test(start_paused = true)]
@@ -442,7 +442,7 @@ async fn drain_ends_at_its_deadline_and_answers_those_who_still_wait() {
     });
     eventually(SOON, async || pool.snapshot().queue_depth == 1).await;
     let error = pool.drain(ms(100)).await.unwrap_err();
-    assert_eq!((error.in_use, error.closing), (1, 0));
+    assert_eq!((error.in_use, error.opening, error.closing), (1, 0, 0));
     assert!(matches!(waiting.await.unwrap(), Err(AcquireError::Closed)));
     drop(held);
     eventually(SOON, async || sim.open() == 0).await;
@@ -548,7 +548,7 @@ async fn a_limiter_is_the_same_without_connections() {
     drop((first, second, third));
     eventually(Duration::from_secs(5), async || limiter.gate().snapshot().size == 2).await;
     assert_adds_up(&limiter.gate().snapshot().acquires);
-    limiter.close();
+    limiter.drain(SOON).await.unwrap();
     assert!(matches!(limiter.acquire().await, Err(AcquireError::Closed)));
 }
 
@@ -559,4 +559,158 @@ async fn a_connection_guard_gives_what_it_guards() {
     let mut guard = pool.acquire().await.unwrap();
     let connection: &mut Conn = &mut guard;
     assert_eq!(connection.serial, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn dials_belong_to_the_pool_a_cancelled_caller_wastes_no_handshake() {
+    let sim = Sim::default();
+    sim.dial_takes(ms(100));
+    let pool = builder(&sim, 1, 1).build().unwrap();
+    let mut wait = Box::pin(pool.acquire());
+    assert!(poll_once(wait.as_mut()).is_pending());
+    sleep(ms(50)).await;
+    drop(wait);
+    sleep(ms(60)).await;
+    assert_eq!((pool.snapshot().idle, sim.dials()), (1, 1));
+    let _ = pool.try_acquire().unwrap();
+}
+
+#[test]
+fn laws_are_pure_nothing_in_them_names_a_clock_a_lock_or_a_die() {
+    for file in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/law")).unwrap() {
+        let path = file.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let law = text.split("#[cfg(test)]").next().unwrap();
+        for impure in [
+            "Instant::now",
+            "SystemTime",
+            "Mutex",
+            "Atomic",
+            "tokio",
+            "async ",
+            "rand",
+            "RandomState",
+            "std::io",
+        ] {
+            assert!(!law.contains(impure), "{impure} in {}", path.display());
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn drain_ends_when_the_last_who_waited_has_left() {
+    let sim = Sim::default();
+    sim.go_down(true);
+    let pool = builder(&sim, 1, 1).acquire_timeout(SOON).build().unwrap();
+    let waiting = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool.acquire().await }
+    });
+    eventually(SOON, async || pool.snapshot().queue_depth == 1).await;
+    let began = Instant::now();
+    pool.drain(Duration::from_secs(60)).await.unwrap();
+    assert!(began.elapsed() < SOON * 2, "{:?}", began.elapsed());
+    assert_eq!(waiting.await.unwrap().unwrap_err().code(), "pool_dial_timeout");
+    pool.ready().await.expect_err("it will not be any more, and says so at once");
+    assert!(began.elapsed() < SOON * 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn drain_tells_what_is_out_when_its_deadline_comes() {
+    let sim = Sim::default();
+    sim.lingers(Duration::from_secs(10));
+    let pool = open(builder(&sim, 1, 1)).await;
+    let held = pool.acquire().await.unwrap();
+    let giving_back = tokio::spawn(async move {
+        sleep(ms(500)).await;
+        drop(held);
+    });
+    let error = pool.drain(SOON).await.unwrap_err();
+    assert_eq!((error.in_use, error.opening, error.closing), (0, 0, 1));
+    giving_back.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_gets_a_new_connection_from_a_pool_that_is_closed() {
+    let sim = Sim::default();
+    let pool = open(builder(&sim, 1, 1)).await;
+    let held = pool.acquire().await.unwrap();
+    let remote = held.remote();
+    let mut granted = Box::pin(pool.acquire());
+    assert!(poll_once(granted.as_mut()).is_pending());
+    drop(held);
+    pool.drain(ms(10)).await.unwrap_err();
+    // It was set aside for this one, who has not looked yet; meanwhile it died.
+    *remote.lock().unwrap() = ConnectionState::Dead;
+    let Poll::Ready(Err(AcquireError::Closed)) = poll_once(granted.as_mut()) else { panic!("it was closed") };
+    eventually(SOON, async || sim.open() == 0).await;
+    assert_eq!(sim.dials(), 1);
+    assert_adds_up(&pool.snapshot().acquires);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_controller_that_panics_is_told_and_asked_again() {
+    struct Nervous(usize);
+    impl Controller for Nervous {
+        fn on_sample(&mut self, _: std::time::Instant, sample: &Sample) -> Decision {
+            self.0 += 1;
+            assert!(self.0 != 2, "the controller panics, as asked");
+            Decision { target: sample.target, reason: Reason::Steady }
+        }
+    }
+    let sim = Sim::default();
+    let pool = open(builder(&sim, 1, 5).controller(Nervous(0))).await;
+    let _held = pool.acquire().await.unwrap();
+    eventually(SOON, async || pool.snapshot().last_decision.reason == Reason::ControllerPanicked).await;
+    assert_eq!(pool.snapshot().target, 1);
+    let mut seen = pool.watch();
+    seen.borrow_and_update();
+    timeout(ms(30), seen.changed()).await.expect("the driver goes on").unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn watch_shows_what_happens_while_the_driver_rests() {
+    let sim = Sim::default();
+    let pool = builder(&sim, 3, 5).build().unwrap();
+    let mut seen = pool.watch();
+    timeout(SOON, seen.wait_for(|seen| seen.idle == 3)).await.unwrap().unwrap();
+    pool.gate().set_size(4, 5).unwrap();
+    timeout(SOON, seen.wait_for(|seen| seen.idle == 4)).await.unwrap().unwrap();
+    sim.go_down(true);
+    pool.gate().set_size(5, 5).unwrap();
+    timeout(SOON, seen.wait_for(|seen| seen.dial_failures > 0)).await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_at_rest_shrinks_when_its_min_size_is_lowered() {
+    let sim = Sim::default();
+    let pool = open(builder(&sim, 6, 6)).await;
+    sleep(SOON).await;
+    pool.gate().set_size(2, 6).unwrap();
+    eventually(Duration::from_secs(10), async || sim.open() == 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_adds_up_whenever_it_is_taken() {
+    /// Gives its place up before it says that it failed, as one does whose host cannot be reached.
+    struct Unreachable;
+    impl Backend for Unreachable {
+        type Connection = ();
+        type Error = std::io::Error;
+        async fn dial(&self, place: Place) -> Result<(), std::io::Error> {
+            drop(place);
+            Err(std::io::Error::other("unreachable"))
+        }
+        fn state(&self, (): &()) -> ConnectionState {
+            ConnectionState::Ready
+        }
+    }
+    for _ in 0..200 {
+        let pool = AdaptivePool::builder(Unreachable).min_size(8).max_size(8).max_dialing(8).build().unwrap();
+        while pool.snapshot().dial_failures == 0 {
+            let seen = pool.snapshot();
+            assert_eq!(seen.size, seen.in_use + seen.idle + seen.opening + seen.closing);
+            assert!(seen.size <= 8);
+        }
+    }
 }

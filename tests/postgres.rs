@@ -489,3 +489,24 @@ async fn a_query_time_out_makes_a_client_span_afterwards_with_its_true_start() {
     assert_eq!(attribute("server.address"), "127.0.0.1");
     assert_eq!(attribute("db.client.connection.pool.name"), "orders");
 }
+
+#[tokio::test]
+async fn committing_a_failed_transaction_says_that_it_was_rolled_back() {
+    let db = Db::start().await;
+    let pool = open(db.builder(|backend| backend).max_size(1)).await;
+    let mut connection = pool.acquire().await.unwrap();
+    connection.batch_execute("create table t (id int primary key)").await.unwrap();
+    let transaction = connection.transaction().await.unwrap();
+    transaction.execute("insert into t values (1)", &[]).await.unwrap();
+    transaction.execute("insert into t values (1)", &[]).await.unwrap_err();
+    let error = transaction.commit().await.unwrap_err();
+    assert!(matches!(error, QueryError::RolledBack), "{error}");
+    assert_eq!(error.code(), "25P02");
+    // An error on our side alone has not hurt the transaction.
+    let transaction = connection.transaction().await.unwrap();
+    transaction.execute("insert into t values ($1)", &[&"no number"]).await.unwrap_err();
+    transaction.execute("insert into t values (2)", &[]).await.unwrap();
+    transaction.commit().await.unwrap();
+    let stored = connection.query("select id from t", &[]).await.unwrap();
+    assert_eq!(stored.iter().map(|row| row.get::<_, i32>(0)).collect::<Vec<_>>(), [2]);
+}

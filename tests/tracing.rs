@@ -15,7 +15,9 @@ use support::{
     line::line_up,
     sim::{Refused, Sim},
 };
-use tower_adaptive_pool::{AdaptivePool, Backend, Limiter, Place, QueueDepth, State, Tracing, Verdict};
+use tower_adaptive_pool::{
+    AdaptivePool, Backend, ConnectionState, Limiter, Place, QueueDepth, Tracing, Verdict,
+};
 use tracing::{
     Event, Level, Subscriber,
     field::{Field, Visit},
@@ -180,8 +182,8 @@ impl Backend for Mute {
         Ok(Lost(Some(place)))
     }
 
-    fn state(&self, _: &Lost) -> State {
-        State::Ready
+    fn state(&self, _: &Lost) -> ConnectionState {
+        ConnectionState::Ready
     }
 }
 

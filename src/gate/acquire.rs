@@ -8,8 +8,9 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::Gate;
+use super::permits::{Entry, Leave};
 use super::queue::{Answer, Key};
-use super::slots::{Entry, Leave, Slots};
+use super::slots::Slots;
 use crate::error::{AcquireError, AcquireTimeout, SharedError, ShedReason};
 use crate::observe::{Event, ShedBy};
 

@@ -1,12 +1,13 @@
 //! The loop that asks the controller and makes its answer come true: the only file with an interval.
 
 use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::slots::Counts;
+use super::counts::Counts;
 use super::{Gate, Plant};
 use crate::law::{Controller, Decision, Reason, Sample};
 use crate::observe::Event;
@@ -72,6 +73,7 @@ fn tick(gate: &Gate, plant: &dyn Plant, controller: &mut dyn Controller, last: &
         target: counts.target,
         min_size: counts.min_size,
         max_size: counts.max_size,
+        hard_cap: counts.hard_cap,
         arrivals: counts.acquires.started - last.counts.acquires.started,
         completions: counts.completions - last.counts.completions,
         timeouts: counts.acquires.timed_out - last.counts.acquires.timed_out,
@@ -81,7 +83,10 @@ fn tick(gate: &Gate, plant: &dyn Plant, controller: &mut dyn Controller, last: &
     let quiet = sample.arrivals == 0 && sample.in_use == 0 && sample.queue_depth == 0;
     *last = Last { counts, dial_failures, at_rest: quiet && counts.target == counts.min_size };
 
-    let mut decision = controller.on_sample(now, &sample);
+    // A law of the user's own that panics must not stop the loop for ever: the next tick asks it again.
+    let asked = catch_unwind(AssertUnwindSafe(|| controller.on_sample(now, &sample)));
+    let kept = Decision { target: counts.target, reason: Reason::ControllerPanicked };
+    let mut decision = asked.unwrap_or(kept);
     decision.target = decision.target.clamp(counts.min_size, counts.max_size);
     if decision.reason != Reason::Steady {
         gate.decided(decision);

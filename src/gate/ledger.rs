@@ -1,6 +1,6 @@
 //! What happened, counted once. The sums are exact whenever nothing is under way.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 
 /// The layer's verdicts: `arrivals` = `admitted` + `shed`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -14,7 +14,9 @@ pub struct Admissions {
     pub shed: u64,
 }
 
-/// The gate's acquires: `started` = `granted` + `shed` + `timed_out` + `cancelled` + `failed` + `waiting`.
+/// The gate's acquires. A server's 503s are the layer's `shed` + `shed` here + `failed`, its acquires' 504s `timed_out`.
+///
+/// `started` = `granted` + `shed` + `timed_out` + `cancelled` + `failed` + `waiting`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Acquires {
@@ -110,16 +112,14 @@ impl QueryLedger {
             QueryEnd::TimedOut => &self.timed_out,
             QueryEnd::Cancelled => &self.cancelled,
         };
-        counter.fetch_add(1, Relaxed);
+        counter.fetch_add(1, Release);
     }
 
     pub fn read(&self) -> Queries {
-        Queries {
-            started: self.started.load(Relaxed),
-            ok: self.ok.load(Relaxed),
-            failed: self.failed.load(Relaxed),
-            timed_out: self.timed_out.load(Relaxed),
-            cancelled: self.cancelled.load(Relaxed),
-        }
+        // What ended is read before what began, so that no more seem to have ended than began: Acquire pairs with the
+        // Release of `ended`.
+        let (ok, failed) = (self.ok.load(Acquire), self.failed.load(Acquire));
+        let (timed_out, cancelled) = (self.timed_out.load(Acquire), self.cancelled.load(Acquire));
+        Queries { started: self.started.load(Relaxed), ok, failed, timed_out, cancelled }
     }
 }

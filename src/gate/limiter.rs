@@ -2,16 +2,20 @@
 
 use std::sync::{Arc, Weak};
 use std::task::{Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
 use tokio::time::Instant as Clock;
 
 use super::acquire::{Span, granted};
-use super::slots::{Bounds, Counts, Entry, Slots};
+use super::counts::{Bounds, Counts};
+use super::drain::drain;
+use super::permits::Entry;
+use super::slots::Slots;
 use super::{Gate, Plant, driver};
 use crate::backend::{Place, PlaceOwner};
 use crate::config::{Builder, ConfigError, LimitOnly};
-use crate::error::{AcquireError, ShedReason};
+use crate::error::{AcquireError, DrainTimeout, ShedReason};
 use crate::observe::ShedBy;
 
 /// The same layer, shedding and controller for a client that owns its pool (sqlx, bb8, MongoDB's driver, an upstream):
@@ -35,6 +39,8 @@ pub struct Limiter {
 struct Inner {
     gate: Gate,
     slots: Slots<Place>,
+    /// Notified whenever a permit is gone.
+    changed: Notify,
     this: Weak<Inner>,
 }
 
@@ -87,16 +93,25 @@ impl Limiter {
         &self.inner.gate
     }
 
-    /// Refuses new acquires, and answers those who wait with [`AcquireError::Closed`].
-    pub fn close(&self) {
-        self.inner.slots.close();
+    /// Stops for good, as [`AdaptivePool::drain`](crate::AdaptivePool::drain): refuses new acquires at once, serves those
+    /// who wait, and resolves when every permit has come back.
+    ///
+    /// # Errors
+    /// After `deadline`: how many permits are still out.
+    pub async fn drain(&self, deadline: Duration) -> Result<(), DrainTimeout> {
+        drain(&self.inner.slots, &self.inner.changed, deadline).await
     }
 
     pub(crate) fn start(builder: Builder<LimitOnly>) -> Result<Self, ConfigError> {
         let (settings, _, runtime) = builder.checked()?;
         let slots = Slots::new(settings.bounds());
         let gate = Gate::new(&settings, slots.published.clone());
-        let inner = Arc::new_cyclic(|this| Inner { gate: gate.clone(), slots, this: this.clone() });
+        let inner = Arc::new_cyclic(|this| Inner {
+            gate: gate.clone(),
+            slots,
+            changed: Notify::new(),
+            this: this.clone(),
+        });
         inner.fill();
         driver::start(&runtime, &gate, &inner, settings.controller.into_controller(), None);
         Ok(Self { inner })
@@ -139,6 +154,7 @@ impl PlaceOwner for Inner {
     fn place_freed(&self) {
         self.slots.free_place();
         self.fill();
+        self.changed.notify_waiters();
     }
 
     fn connection_lost(&self) {}

@@ -1,9 +1,12 @@
 //! The face that needs no type parameter: caps, admission, ledgers, snapshot, driver. The layer needs only this.
 
 mod acquire;
+pub(crate) mod counts;
+mod drain;
 mod driver;
 pub(crate) mod ledger;
 pub(crate) mod limiter;
+pub(crate) mod permits;
 mod queue;
 pub(crate) mod slots;
 mod snapshot;
@@ -24,9 +27,10 @@ use crate::law::{Decision, Reason};
 use crate::observe::{Event, Observer, ShedBy};
 
 pub(crate) use acquire::{Span, after, granted, timed_out};
+use counts::{Bounds, Counts, Published};
+pub(crate) use drain::drain;
 pub(crate) use driver::start as start_driver;
 use ledger::{AdmissionLedger, QueryLedger};
-use slots::{Bounds, Counts, Published};
 pub use snapshot::Snapshot;
 
 /// The verdict on a request.
@@ -142,7 +146,8 @@ impl Gate {
         }
     }
 
-    /// Everything there is to see, read together.
+    /// Everything there is to see. Connections, queue and acquires are read together, at one moment; the other ledgers
+    /// right after.
     pub fn snapshot(&self) -> Snapshot {
         let inner = &*self.inner;
         let counts = match self.plant() {
@@ -152,7 +157,8 @@ impl Gate {
         Snapshot::new(inner, counts)
     }
 
-    /// Snapshots as the driver takes them: one a tick (10 ms) while there is work, and one when it comes to rest.
+    /// Snapshots as the driver takes them: one a tick (10 ms) while there is work, one when it comes to rest, and one
+    /// whenever a connection was opened, lost or closed, a dial failed, or the bounds were changed.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Snapshot> {
         let _ = self.inner.watch.send_replace(self.snapshot());
@@ -162,6 +168,10 @@ impl Gate {
     /// The name given to the builder.
     pub fn name(&self) -> &str {
         &self.inner.name
+    }
+
+    pub(crate) fn shared_name(&self) -> Arc<str> {
+        self.inner.name.clone()
     }
 
     /// How long an acquire waits at the most.
@@ -187,9 +197,11 @@ impl Gate {
     /// `hard_cap` 0, or `soft_cap` over `hard_cap`; then nothing has changed.
     pub fn set_caps(&self, soft_cap: usize, hard_cap: usize) -> Result<(), ConfigError> {
         ConfigError::from_problems(crate::config::cap_problems(soft_cap, hard_cap))?;
-        self.inner.soft_cap.store(soft_cap, Relaxed);
-        self.inner.hard_cap.store(hard_cap, Relaxed);
-        self.change(|bounds| Bounds { hard_cap, ..bounds });
+        self.change(|bounds| {
+            self.inner.soft_cap.store(soft_cap, Relaxed);
+            self.inner.hard_cap.store(hard_cap, Relaxed);
+            Bounds { hard_cap, ..bounds }
+        });
         Ok(())
     }
 
@@ -275,6 +287,7 @@ impl Gate {
             self.decided(Decision { target: to, reason });
             self.observe(|| Event::Resized { from, to, reason });
         }
+        self.publish_snapshot();
     }
 }
 

@@ -94,15 +94,13 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Fetches the answer and gives up the place; without an answer yet, remembers whom to wake.
-    pub fn take(&mut self, key: Key, waker: &Waker) -> Option<Answer<T>> {
+    /// Fetches the answer and gives up the place. Without an answer yet it remembers whom to wake, and returns who was
+    /// to be woken before, to be dropped outside of any lock.
+    pub fn take(&mut self, key: Key, waker: &Waker) -> Result<Answer<T>, Option<Waker>> {
         match &mut self.waiters[key.0].state {
-            State::Waiting(Some(known)) if known.will_wake(waker) => None,
-            State::Waiting(known) => {
-                *known = Some(waker.clone());
-                None
-            }
-            State::Answered(_) => self.leave(key),
+            State::Waiting(Some(known)) if known.will_wake(waker) => Err(None),
+            State::Waiting(known) => Err(known.replace(waker.clone())),
+            State::Answered(_) => self.leave(key).ok_or(None),
         }
     }
 
@@ -200,7 +198,7 @@ mod tests {
                     Op::Leave(_) => {
                         if let Some((key, value)) = answered.pop() {
                             let told = queue.take(key, Waker::noop());
-                            prop_assert!(matches!(told, Some(Answer::Granted(got)) if got == value));
+                            prop_assert!(matches!(told, Ok(Answer::Granted(got)) if got == value));
                         }
                     }
                 }

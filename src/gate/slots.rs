@@ -4,121 +4,18 @@
 //! wakers are called and connections dropped after the lock is gone. No clock and no runtime here: `now` is an
 //! argument, waiting is a [`Waker`].
 
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-use super::ledger::Acquires;
-use super::queue::{Answer, Key, Queue};
+use super::counts::{Bounds, Counts, Published};
+use super::permits::{Entry, Leave, State};
+use super::queue::{Answer, Key};
 use crate::error::SharedError;
-use crate::law::admit::Occupancy;
-use crate::law::estimate::MeanTime;
 
-/// Places made in advance, for connections and for waiters; higher bounds grow them when they are really needed.
-const PRESIZED: usize = 1024;
 /// One hold in so many is timed.
 const SAMPLED: u64 = 16;
-
-/// What the layer reads instead of taking the lock. Each value is true by itself at some moment; they are advice for a
-/// verdict, so nothing hangs on seeing them together, and Relaxed is enough.
-#[derive(Debug, Default)]
-pub(crate) struct Published {
-    queue_depth: AtomicUsize,
-    idle: AtomicUsize,
-    capacity: AtomicUsize,
-    /// Nanoseconds; 0 is unknown.
-    use_time: AtomicU64,
-    draining: AtomicBool,
-}
-
-impl Published {
-    pub fn occupancy(&self) -> Occupancy {
-        Occupancy {
-            queue_depth: self.queue_depth.load(Relaxed),
-            idle: self.idle.load(Relaxed),
-            capacity: self.capacity.load(Relaxed),
-        }
-    }
-
-    pub fn use_time(&self) -> Option<Duration> {
-        let nanos = self.use_time.load(Relaxed);
-        (nanos > 0).then(|| Duration::from_nanos(nanos))
-    }
-
-    pub fn draining(&self) -> bool {
-        self.draining.load(Relaxed)
-    }
-}
-
-/// How an acquire begins.
-#[derive(Debug)]
-pub(crate) enum Entry<T> {
-    Granted(T),
-    Queued(Key),
-    /// The queue is full; so many wait.
-    Full(usize),
-    Closed,
-}
-
-/// How an acquire ends without a grant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Leave {
-    TimedOut,
-    Cancelled,
-}
-
-/// The bounds that may change at run time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Bounds {
-    pub min_size: usize,
-    pub max_size: usize,
-    pub hard_cap: usize,
-}
-
-/// Everything there is to count, read together under the lock.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
-    pub in_use: usize,
-    pub peak_in_use: usize,
-    pub idle: usize,
-    pub opening: usize,
-    pub places: usize,
-    pub target: usize,
-    pub queue_depth: usize,
-    pub min_size: usize,
-    pub max_size: usize,
-    pub completions: u64,
-    pub use_time: Option<Duration>,
-    pub acquires: Acquires,
-}
-
-impl Counts {
-    /// Places that neither a permit nor a dial stands for: connections whose server side has not gone yet.
-    pub fn closing(&self) -> usize {
-        self.places - self.in_use - self.idle - self.opening
-    }
-}
-
-#[derive(Debug)]
-struct Idle<T> {
-    item: T,
-    /// `None` until the driver's next sample: a release need not read the clock for it.
-    since: Option<Instant>,
-}
-
-#[derive(Debug)]
-struct State<T> {
-    idle: VecDeque<Idle<T>>,
-    queue: Queue<T>,
-    bounds: Bounds,
-    counts: Counts,
-    use_time: MeanTime,
-    draining: bool,
-    /// The driver, parked until somebody comes.
-    parked: Option<Waker>,
-}
 
 /// Permits and waiters. See the module.
 #[derive(Debug)]
@@ -130,16 +27,7 @@ pub(crate) struct Slots<T> {
 
 impl<T> Slots<T> {
     pub fn new(bounds: Bounds) -> Self {
-        let state = State {
-            idle: VecDeque::with_capacity(bounds.max_size.min(PRESIZED)),
-            queue: Queue::with_capacity(bounds.hard_cap.min(PRESIZED)),
-            bounds,
-            counts: Counts { target: bounds.min_size, ..Counts::default() },
-            use_time: MeanTime::default(),
-            draining: false,
-            parked: None,
-        };
-        Self { state: Mutex::new(state), published: Arc::default(), turn: AtomicU64::new(0) }
+        Self { state: Mutex::new(State::new(bounds)), published: Arc::default(), turn: AtomicU64::new(0) }
     }
 
     /// Begins an acquire: a permit at once, or a place in the queue.
@@ -172,7 +60,14 @@ impl<T> Slots<T> {
     /// Asks for a waiter's answer. After `Ready` the place is gone.
     pub fn poll_wait(&self, key: Key, waker: &Waker) -> Poll<Answer<T>> {
         let mut state = self.lock();
-        let Some(answer) = state.queue.take(key, waker) else { return Poll::Pending };
+        let answer = match state.queue.take(key, waker) {
+            Ok(answer) => answer,
+            Err(stale) => {
+                drop(state);
+                drop(stale);
+                return Poll::Pending;
+            }
+        };
         let acquires = &mut state.counts.acquires;
         match &answer {
             Answer::Granted(_) => acquires.granted += 1,
@@ -217,7 +112,7 @@ impl<T> Slots<T> {
         let mut pushed_out = None;
         let entry = match state.take_idle() {
             Some(item) => Entry::Granted(item),
-            None if may_wait => {
+            None if may_wait && !state.closed => {
                 // Older rights go first, and the bound of the queue holds: its youngest member makes room.
                 if state.queue.len() >= state.bounds.hard_cap {
                     pushed_out = state.queue.answer_last(Answer::PushedOut).ok().flatten();
@@ -340,8 +235,11 @@ impl<T> Slots<T> {
         let target = state.counts.target.clamp(bounds.min_size, bounds.max_size);
         state.counts.target = target;
         let surplus = state.take_surplus();
+        // The driver may have something to do now: a lower min_size, for one.
+        let parked = state.parked.take();
         self.publish(&state);
         drop(state);
+        wake(parked);
         drop(surplus);
     }
 
@@ -367,10 +265,19 @@ impl<T> Slots<T> {
     }
 
     /// Closes the idle connections of which `dead` is true; the target stays, so that they are replaced.
+    ///
+    /// `dead` runs under the lock. Should it panic, what it condemned is dropped after the lock is gone.
     pub fn close_idle_if(&self, dead: impl Fn(&T) -> bool) {
+        let mut closing = Vec::new();
         let mut state = self.lock();
-        let (closing, staying): (VecDeque<_>, _) = state.idle.drain(..).partition(|idle| dead(&idle.item));
-        state.idle = staying;
+        for _ in 0..state.idle.len() {
+            let Some(idle) = state.idle.pop_front() else { break };
+            if dead(&idle.item) {
+                closing.push(idle);
+            } else {
+                state.idle.push_back(idle);
+            }
+        }
         self.publish(&state);
         drop(state);
         drop(closing);
@@ -387,17 +294,20 @@ impl<T> Slots<T> {
         drop(idle);
     }
 
-    /// Answers those who still wait: the pool is closed.
+    /// Answers those who still wait, and lets nobody in any more: the pool is closed.
     pub fn close(&self) {
-        self.start_drain();
         let mut wakers = Vec::new();
         let mut state = self.lock();
+        (state.draining, state.closed) = (true, true);
+        self.published.draining.store(true, Relaxed);
+        let idle = std::mem::take(&mut state.idle);
         while let Ok(waker) = state.queue.answer_first(Answer::Closed) {
             wakers.push(waker);
         }
         wakers.push(state.parked.take());
         self.publish(&state);
         drop(state);
+        drop(idle);
         wakers.into_iter().for_each(wake);
     }
 
@@ -414,12 +324,6 @@ impl<T> Slots<T> {
         }
         state.parked = Some(waker.clone());
         Poll::Pending
-    }
-
-    /// Wakes the parked driver, because something other than an acquire happened.
-    pub fn unpark(&self) {
-        let parked = self.lock().parked.take();
-        wake(parked);
     }
 
     pub fn bounds(&self) -> Bounds {
@@ -447,104 +351,10 @@ impl<T> Slots<T> {
         self.published.capacity.store(state.permits(), Relaxed);
     }
 
-    /// A panic cannot leave the counts half changed (nothing in a critical section runs foreign code), so a poisoned
-    /// lock is still a good one.
+    /// A panic cannot leave the counts half changed (the only foreign code in a critical section is `close_idle_if`'s
+    /// question), so a poisoned lock is still a good one.
     fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<T> State<T> {
-    fn permits(&self) -> usize {
-        self.counts.in_use + self.idle.len()
-    }
-
-    /// How many more connections may be opened now: the target asks for them, and the ceiling has places.
-    fn room(&self) -> usize {
-        if self.draining && self.queue.len() == 0 {
-            return 0;
-        }
-        let wanted = self.counts.target.saturating_sub(self.permits() + self.counts.opening);
-        wanted.min(self.bounds.max_size.saturating_sub(self.counts.places))
-    }
-
-    fn enter(&mut self) -> Entry<T> {
-        if self.draining {
-            self.counts.acquires.failed += 1;
-            return Entry::Closed;
-        }
-        if let Some(item) = self.take_idle() {
-            return Entry::Granted(item);
-        }
-        if self.queue.len() >= self.bounds.hard_cap {
-            self.counts.acquires.shed += 1;
-            return Entry::Full(self.queue.len());
-        }
-        Entry::Queued(self.queue.push_last())
-    }
-
-    /// Nothing is free for somebody who does not wait.
-    fn miss(&mut self) -> Entry<T> {
-        if self.draining {
-            self.counts.acquires.failed += 1;
-            return Entry::Closed;
-        }
-        self.counts.acquires.shed += 1;
-        Entry::Full(self.queue.len())
-    }
-
-    /// The most recently used connection, so that a surplus goes idle and can close.
-    fn take_idle(&mut self) -> Option<T> {
-        let idle = self.idle.pop_back()?;
-        self.counts.acquires.granted += 1;
-        self.counts.in_use += 1;
-        self.counts.peak_in_use = self.counts.peak_in_use.max(self.counts.in_use);
-        Some(idle.item)
-    }
-
-    /// Where a permit goes that nobody holds any more: away if it is one too many, to the first in line, or idle.
-    fn hand_on(&mut self, item: T) -> (Option<Waker>, Option<T>) {
-        let unwanted = self.draining && self.queue.len() == 0;
-        if unwanted || self.permits() > self.counts.target {
-            self.counts.in_use -= 1;
-            return (None, Some(item));
-        }
-        match self.queue.answer_first(Answer::Granted(item)) {
-            Ok(waker) => {
-                self.counts.peak_in_use = self.counts.peak_in_use.max(self.counts.in_use);
-                (waker, None)
-            }
-            Err(Answer::Granted(item)) => {
-                self.counts.in_use -= 1;
-                self.idle.push_back(Idle { item, since: None });
-                (None, None)
-            }
-            Err(_) => unreachable!("the answer that comes back is the one that was given"),
-        }
-    }
-
-    fn take_surplus(&mut self) -> Vec<Idle<T>> {
-        let over = self.permits().saturating_sub(self.counts.target);
-        let closing = over.min(self.idle.len());
-        self.idle.drain(..closing).collect()
-    }
-
-    fn count(&mut self, why: Leave) {
-        match why {
-            Leave::TimedOut => self.counts.acquires.timed_out += 1,
-            Leave::Cancelled => self.counts.acquires.cancelled += 1,
-        }
-    }
-
-    fn read(&self) -> Counts {
-        Counts {
-            idle: self.idle.len(),
-            queue_depth: self.queue.len(),
-            min_size: self.bounds.min_size,
-            max_size: self.bounds.max_size,
-            use_time: self.use_time.get(),
-            ..self.counts
-        }
     }
 }
 

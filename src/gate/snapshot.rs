@@ -6,11 +6,11 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use super::Inner;
+use super::counts::Counts;
 use super::ledger::{Acquires, Admissions, Queries};
-use super::slots::Counts;
 use crate::law::{Decision, Reason};
 
-/// How things stand, read at one moment.
+/// How things stand. Connections, queue and acquires are of one moment, the other ledgers of the next.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Snapshot {

@@ -44,6 +44,11 @@ impl Default for QueueDepth {
 }
 
 impl QueueDepth {
+    /// The law at work, for a [`Controller`] of one's own that wraps it.
+    pub fn into_controller(self) -> impl Controller {
+        QueueDepthController::new(self)
+    }
+
     pub(crate) fn check(&self, problems: &mut Vec<Problem>) {
         if self.threshold == 0 {
             problems.push(Problem::new("threshold", 0, "must be at least 1 waiter"));
@@ -114,7 +119,8 @@ impl Controller for QueueDepthController {
         if sample.queue_depth > 0 {
             self.quiet = None;
         }
-        if sample.queue_depth >= self.law.threshold {
+        // A queue that is full cannot reach a threshold beyond.
+        if sample.queue_depth >= self.law.threshold.min(sample.hard_cap) {
             self.grow(now, sample)
         } else if sample.queue_depth == 0 {
             self.shrink(now, sample)
@@ -154,6 +160,7 @@ mod tests {
             target,
             min_size: 10,
             max_size: 50,
+            hard_cap: 200,
             ..Sample::default()
         }
     }
@@ -170,6 +177,13 @@ mod tests {
         steps.dedup();
         assert_eq!(steps, [15, 23, 35, 50]);
         assert_eq!(targets.iter().filter(|t| **t == 15).count(), 10, "a cooldown is ten ticks");
+    }
+
+    #[test]
+    fn a_full_queue_grows_the_pool_however_short_it_is() {
+        let (mut law, mut now) = law();
+        let full = Sample { hard_cap: 2, ..sample(2, 10, 10) };
+        assert_eq!(run(&mut law, &mut now, 45, full).pop(), Some(50));
     }
 
     #[test]

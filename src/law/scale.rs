@@ -32,6 +32,8 @@ pub struct Sample {
     pub min_size: usize,
     /// Upper bound of the target.
     pub max_size: usize,
+    /// Waiters at which acquires are refused: the queue is never longer.
+    pub hard_cap: usize,
     /// Acquires begun since the last sample.
     pub arrivals: u64,
     /// Connections given back since the last sample.
@@ -93,6 +95,8 @@ pub enum Reason {
     },
     /// The bounds were changed.
     BoundsChanged,
+    /// The controller panicked: the target stays.
+    ControllerPanicked,
     /// A controller of the user's own decided, in its own words.
     Custom(&'static str),
 }
@@ -109,6 +113,7 @@ impl Reason {
             Self::Drained { .. } => "drained",
             Self::IdleTimeout { .. } => "idle_timeout",
             Self::BoundsChanged => "bounds_changed",
+            Self::ControllerPanicked => "controller_panicked",
             Self::Custom(code) => code,
         }
     }

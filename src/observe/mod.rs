@@ -80,10 +80,12 @@ pub enum Event<'a> {
         error: &'a SharedError,
     },
     /// A place under the ceiling was given up as lost: the server may still count a connection for it.
-    WrittenOff,
+    #[non_exhaustive]
+    WrittenOff {},
 }
 
 /// Who refused.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ShedBy {
     /// The layer, before the request reached its handler.

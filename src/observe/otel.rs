@@ -34,7 +34,7 @@ pub struct Otel<P> {
     counters: OnceLock<Counters>,
 }
 
-/// The counters, with the attributes of every series made once.
+/// The counters, with the attribute that all their series share.
 struct Counters {
     pool: KeyValue,
     backpressure: Counter<u64>,
@@ -109,8 +109,7 @@ where
     P: TracerProvider + Send + Sync + 'static,
 {
     fn attach(&self, gate: &WeakGate) {
-        let Some(name) = gate.upgrade().map(|gate| gate.name().to_owned()) else { return };
-        let pool = KeyValue::new(POOL_NAME, name);
+        let Some(pool) = gate.upgrade().map(|gate| pool_name(&gate)) else { return };
         observe_gauges(&self.meter, gate, &pool);
         let counters = Counters::new(&self.meter, pool);
         counters.start_at_zero();
@@ -129,7 +128,7 @@ where
             Event::QueryTimedOut { ran, text, code, server } => {
                 self.query_span(gate, *ran, *text, code, server);
             }
-            Event::Dialed { .. } | Event::DialFailed { .. } | Event::WrittenOff => {}
+            Event::Dialed { .. } | Event::DialFailed { .. } | Event::WrittenOff {} => {}
         }
     }
 }
@@ -216,7 +215,7 @@ fn mark_shed(shed: &Shed) {
 }
 
 fn pool_name(gate: &Gate) -> KeyValue {
-    KeyValue::new(POOL_NAME, gate.name().to_owned())
+    KeyValue::new(POOL_NAME, gate.shared_name())
 }
 
 fn count(number: usize) -> i64 {

@@ -44,7 +44,7 @@ impl Observer for Tracing {
             }
             Event::Dialed { took } => tracing::debug!(pool, ?took, "connection opened"),
             Event::DialFailed { error } => tracing::warn!(pool, %error, "dial failed"),
-            Event::WrittenOff => {
+            Event::WrittenOff {} => {
                 tracing::error!(pool, "connection written off: the server was not heard from");
             }
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 use super::Inner;
-use crate::backend::{Backend, State};
+use crate::backend::{Backend, ConnectionState};
 #[cfg(feature = "postgres")]
 use crate::gate::Gate;
 
@@ -67,9 +67,13 @@ impl<B: Backend> Drop for Connection<B> {
         let Some(item) = self.item.take() else { return };
         let pool = &self.pool;
         match pool.backend.state(&item) {
-            State::Ready | State::Check => pool.give_back(item, self.since),
-            State::Settle => drop(pool.runtime.spawn(settle(pool.clone(), item, self.since))),
-            State::Dead => pool.discard(item),
+            ConnectionState::Ready | ConnectionState::Check => pool.give_back(item, self.since),
+            ConnectionState::Settle => {
+                // Made here: a task that is never polled must give its permit back too.
+                let held = Unsettled { item: Some(item), pool: pool.clone() };
+                drop(pool.runtime.spawn(settle(held, self.since)));
+            }
+            ConnectionState::Dead => pool.discard(item),
         }
     }
 }
@@ -88,11 +92,10 @@ impl<B: Backend> Inner<B> {
 }
 
 /// Settles a connection in the background: it keeps its permit, and nobody gets it, until it is clean.
-async fn settle<B: Backend>(pool: Arc<Inner<B>>, item: B::Connection, since: Option<Instant>) {
-    let mut held = Unsettled { item: Some(item), pool };
+async fn settle<B: Backend>(mut held: Unsettled<B>, since: Option<Instant>) {
     let Some(item) = held.item.as_mut() else { return };
     let settled = timeout(SETTLE_TIMEOUT, held.pool.backend.settle(item)).await;
-    let clean = matches!(settled, Ok(Ok(()))) && held.pool.backend.state(item) == State::Ready;
+    let clean = matches!(settled, Ok(Ok(()))) && held.pool.backend.state(item) == ConnectionState::Ready;
     if clean && let Some(item) = held.item.take() {
         held.pool.give_back(item, since);
     }

@@ -11,7 +11,7 @@ use super::Inner;
 use crate::backend::{Backend, Place};
 use crate::config::Settings;
 use crate::error::SharedError;
-use crate::gate::slots::Counts;
+use crate::gate::counts::Counts;
 use crate::observe::Event;
 
 /// The first pause after a failed dial; it doubles with each further failure.
@@ -108,8 +108,8 @@ impl<B: Backend> Inner<B> {
         }
         self.slots.opened(connection);
         self.gate.observe(|| Event::Dialed { took });
-        self.changed.notify_waiters();
         self.reconcile();
+        self.tell();
     }
 
     fn dial_failed(&self, error: &SharedError) {
@@ -125,7 +125,7 @@ impl<B: Backend> Inner<B> {
         if self.dialing.fail_fast {
             self.slots.fail_waiters(error);
         }
-        self.changed.notify_waiters();
+        self.tell();
     }
 }
 
@@ -146,7 +146,11 @@ async fn dialer<B: Backend>(pool: Weak<Inner<B>>, backend: Arc<B>) {
         let (attempt, limit) = match pool.upgrade() {
             None => return,
             Some(pool) => match pool.next_dial() {
-                None => return,
+                None => {
+                    // A drain may wait for the waiters this dialer was for; they have left.
+                    pool.changed.notify_waiters();
+                    return;
+                }
                 Some(attempt) => (attempt, pool.dialing.timeout),
             },
         };

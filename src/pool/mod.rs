@@ -10,14 +10,16 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant as Clock, timeout_at};
 
-use crate::backend::{Backend, PlaceOwner, State};
+use crate::backend::{Backend, ConnectionState, PlaceOwner};
 use crate::config::{Builder, ConfigError};
 use crate::error::{AcquireError, DrainTimeout, SharedError, ShedReason};
-use crate::gate::slots::{Bounds, Counts, Entry, Leave, Slots};
-use crate::gate::{Gate, Plant, Snapshot, Span, after, granted, start_driver, timed_out};
+use crate::gate::counts::{Bounds, Counts};
+use crate::gate::permits::{Entry, Leave};
+use crate::gate::slots::Slots;
+use crate::gate::{Gate, Plant, Snapshot, Span, after, drain, granted, start_driver, timed_out};
 use crate::observe::{Event, ShedBy};
 
 pub use connection::Connection;
@@ -79,7 +81,7 @@ impl<B: Backend> AdaptivePool<B> {
         let inner = &self.inner;
         let mut entry = match inner.slots.enter() {
             // The usual case pays for no clock.
-            Entry::Granted(item) if inner.backend.state(&item) == State::Ready => {
+            Entry::Granted(item) if inner.backend.state(&item) == ConnectionState::Ready => {
                 return Ok(Connection::new(item, inner));
             }
             entry => entry,
@@ -89,12 +91,12 @@ impl<B: Backend> AdaptivePool<B> {
             let dial_error = || inner.dialing.blocking_error(&inner.slots.counts());
             let item = granted(&inner.gate, &inner.slots, span, entry, dial_error).await?;
             match inner.backend.state(&item) {
-                State::Ready => return Ok(Connection::new(item, inner)),
-                State::Check => match inner.check(item, span).await? {
+                ConnectionState::Ready => return Ok(Connection::new(item, inner)),
+                ConnectionState::Check => match inner.check(item, span).await? {
                     Ok(item) => return Ok(Connection::new(item, inner)),
                     Err(dead) => entry = inner.replace(dead, true),
                 },
-                State::Settle | State::Dead => entry = inner.replace(item, true),
+                ConnectionState::Settle | ConnectionState::Dead => entry = inner.replace(item, true),
             }
         }
     }
@@ -109,8 +111,10 @@ impl<B: Backend> AdaptivePool<B> {
         loop {
             match entry {
                 Entry::Granted(item) => match inner.backend.state(&item) {
-                    State::Ready | State::Check => return Ok(Connection::new(item, inner)),
-                    State::Settle | State::Dead => entry = inner.replace(item, false),
+                    ConnectionState::Ready | ConnectionState::Check => {
+                        return Ok(Connection::new(item, inner));
+                    }
+                    ConnectionState::Settle | ConnectionState::Dead => entry = inner.replace(item, false),
                 },
                 Entry::Full(depth) => {
                     let shed = inner.gate.shed(ShedReason::NoneIdle, depth, ShedBy::Gate);
@@ -121,7 +125,7 @@ impl<B: Backend> AdaptivePool<B> {
         }
     }
 
-    /// Waits until `min_size` connections are open, `dial_timeout` at the most.
+    /// Waits until `min_size` connections are open, and gives up when for a whole `dial_timeout` not one more was opened.
     ///
     /// The pool goes on trying afterwards, and heals by itself: a service may start without its database.
     ///
@@ -129,7 +133,9 @@ impl<B: Backend> AdaptivePool<B> {
     /// How many are open, and why there are no more.
     pub async fn ready(&self) -> Result<(), NotReady> {
         let inner = &self.inner;
-        let deadline = after(Clock::now(), inner.dialing.timeout());
+        let limit = inner.dialing.timeout();
+        let mut deadline = after(Clock::now(), limit);
+        let mut most = 0;
         loop {
             let changed = inner.changed.notified();
             let counts = inner.slots.counts();
@@ -137,7 +143,11 @@ impl<B: Backend> AdaptivePool<B> {
             if open >= counts.min_size {
                 return Ok(());
             }
-            if timeout_at(deadline, changed).await.is_err() {
+            if open > most {
+                (most, deadline) = (open, after(Clock::now(), limit));
+            }
+            let draining = inner.slots.published.draining();
+            if draining || timeout_at(deadline, changed).await.is_err() {
                 let error = inner.dialing.last_error();
                 return Err(NotReady { open, min_size: counts.min_size, error });
             }
@@ -151,24 +161,18 @@ impl<B: Backend> AdaptivePool<B> {
     /// After `deadline`: how many connections are still out. Those who wait are answered [`AcquireError::Closed`], and
     /// what is still held closes when it comes back.
     pub async fn drain(&self, deadline: Duration) -> Result<(), DrainTimeout> {
-        let inner = &self.inner;
-        let deadline = after(Clock::now(), deadline);
-        inner.slots.start_drain();
-        loop {
-            let changed = inner.changed.notified();
-            let counts = inner.slots.counts();
-            let over = counts.places == 0 && counts.queue_depth == 0;
-            if over || timeout_at(deadline, changed).await.is_err() {
-                inner.slots.close();
-                let (in_use, closing) = (counts.in_use, counts.closing());
-                return if over { Ok(()) } else { Err(DrainTimeout { in_use, closing }) };
-            }
-        }
+        drain(&self.inner.slots, &self.inner.changed, deadline).await
     }
 
     /// Everything there is to see, read together. Short for `gate().snapshot()`.
     pub fn snapshot(&self) -> Snapshot {
         self.inner.gate.snapshot()
+    }
+
+    /// Snapshots at the driver's pace. Short for `gate().watch()`.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Snapshot> {
+        self.inner.gate.watch()
     }
 
     /// The gate, for the layer, the bounds and everything there is to see.
@@ -214,9 +218,16 @@ impl<B: Backend> Inner<B> {
             Err(_) => {
                 grant.why = Leave::TimedOut;
                 drop(grant);
-                Err(timed_out(&self.gate, &self.slots, span, self.dialing.last_error()))
+                let dial_error = self.dialing.blocking_error(&self.slots.counts());
+                Err(timed_out(&self.gate, &self.slots, span, dial_error))
             }
         }
+    }
+
+    /// Something changed that the driver may not see: it rests while nothing is acquired.
+    fn tell(&self) {
+        self.changed.notify_waiters();
+        self.gate.publish_snapshot();
     }
 
     /// A dead connection goes, and its acquire goes on with the next one.
@@ -246,18 +257,18 @@ impl<B: Backend> Drop for Grant<'_, B> {
 impl<B: Backend> PlaceOwner for Inner<B> {
     fn place_freed(&self) {
         self.slots.free_place();
-        self.changed.notify_waiters();
         self.reconcile();
+        self.tell();
     }
 
     fn connection_lost(&self) {
-        self.slots.close_idle_if(|item| self.backend.state(item) == State::Dead);
+        self.slots.close_idle_if(|item| self.backend.state(item) == ConnectionState::Dead);
         self.reconcile();
     }
 
     fn place_written_off(&self) {
         self.gate.wrote_off();
-        self.gate.observe(|| Event::WrittenOff);
+        self.gate.observe(|| Event::WrittenOff {});
     }
 }
 
@@ -281,7 +292,6 @@ impl<B: Backend> Plant for Inner<B> {
 
     fn set_bounds(&self, bounds: Bounds) {
         self.slots.set_bounds(bounds);
-        self.slots.unpark();
         self.reconcile();
     }
 
@@ -297,7 +307,9 @@ impl<B: Backend> Plant for Inner<B> {
 impl<B: Backend> Drop for Inner<B> {
     fn drop(&mut self) {
         self.slots.close();
-        self.gate.plant_gone(self.slots.counts());
+        // The places of what has just been closed can no longer report to anybody.
+        let counts = self.slots.counts();
+        self.gate.plant_gone(Counts { places: 0, opening: 0, ..counts });
     }
 }
 
@@ -337,7 +349,7 @@ impl fmt::Display for NotReady {
         write!(f, "{open} of {min_size} connections (min_size) could be opened")?;
         match error {
             Some(error) => write!(f, ": {error}"),
-            None => f.write_str(": the database did not answer within dial_timeout"),
+            None => f.write_str(": no more were opened within dial_timeout"),
         }
     }
 }

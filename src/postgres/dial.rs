@@ -35,6 +35,11 @@ pub(super) const DEFAULT_PORT: u16 = 5432;
 /// tokio-postgres's own default, which no middlebox waits for.
 const DRIVERS_KEEPALIVE: Duration = Duration::from_secs(2 * 60 * 60);
 const KEEPALIVE: Duration = Duration::from_secs(10);
+/// A peer that is silent for a minute (10 s, then five times 10 s) is gone; the kernels' own would be eleven minutes.
+const KEEPALIVE_RETRIES: u32 = 5;
+/// The same for bytes the peer does not acknowledge, for which the kernel alone would try a quarter of an hour.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 
 /// Why a connection could not be opened.
 #[derive(Debug)]
@@ -197,9 +202,12 @@ async fn connect_socket(config: &Config) -> io::Result<Socket> {
         (None, None) => return Err(io::Error::other("no host is configured")),
     };
     stream.set_nodelay(true)?;
+    let socket = SockRef::from(&stream);
     if config.get_keepalives() {
-        SockRef::from(&stream).set_tcp_keepalive(&keepalive(config))?;
+        socket.set_tcp_keepalive(&keepalive(config))?;
     }
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(config.get_tcp_user_timeout().copied().unwrap_or(UNACKNOWLEDGED)))?;
     Ok(Socket::Tcp(stream))
 }
 
@@ -208,14 +216,10 @@ fn keepalive(config: &Config) -> TcpKeepalive {
         DRIVERS_KEEPALIVE => KEEPALIVE,
         idle => idle,
     };
-    let mut keepalive = TcpKeepalive::new().with_time(idle);
-    if let Some(interval) = config.get_keepalives_interval() {
-        keepalive = keepalive.with_interval(interval);
-    }
-    if let Some(retries) = config.get_keepalives_retries() {
-        keepalive = keepalive.with_retries(retries);
-    }
-    keepalive
+    TcpKeepalive::new()
+        .with_time(idle)
+        .with_interval(config.get_keepalives_interval().unwrap_or(KEEPALIVE))
+        .with_retries(config.get_keepalives_retries().unwrap_or(KEEPALIVE_RETRIES))
 }
 
 /// A TLS connector whose streams are listened to.

@@ -17,7 +17,7 @@ use tokio_postgres::Config;
 use tokio_postgres::config::{Host, LoadBalanceHosts, TargetSessionAttrs};
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 
-use crate::backend::{Backend, Place, State};
+use crate::backend::{Backend, ConnectionState, Place};
 use crate::config::{ConfigError, Problem, env_ms};
 use crate::observe::ServerInfo;
 
@@ -37,7 +37,11 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Closing is orderly: a connection keeps its place under the ceiling until the server has closed its side of the
 /// socket, which PostgreSQL does when the backend process has exited.
 ///
-/// One host, by TCP or Unix socket. TCP keep-alives start after 10 s of silence instead of tokio-postgres's two hours.
+/// One host, by TCP or Unix socket. TCP keep-alives start after 10 s of silence where the configuration says two hours,
+/// which is tokio-postgres's default, and a server that is silent for a minute counts as gone.
+///
+/// Handshakes run on the runtime's blocking threads, at most `max_dialing` at once, because their hashing would hold up
+/// the requests: a program that occupies all of those threads while it waits for connections waits in vain.
 #[derive(Clone)]
 pub struct Postgres {
     dialer: Arc<dyn Dial>,
@@ -78,9 +82,11 @@ impl Postgres {
         <T::TlsConnect as TlsConnect<Tap>>::Future: Send + 'static,
     {
         const FORM: &str = "must be set to a URL such as postgres://user:password@host/database";
-        let parsed = match env::var("DATABASE_URL") {
-            Ok(url) => url.parse().map_err(|error: tokio_postgres::Error| error.to_string()),
-            Err(_) => Err("not set".to_owned()),
+        let parsed = match env::var_os("DATABASE_URL") {
+            Some(url) => {
+                url.to_string_lossy().parse().map_err(|error: tokio_postgres::Error| error.to_string())
+            }
+            None => Err("not set".to_owned()),
         };
         let (config, problem) = match parsed {
             Ok(config) => (config, None),
@@ -120,7 +126,7 @@ impl Backend for Postgres {
         self.dialer.dial(place).await
     }
 
-    fn state(&self, session: &Session) -> State {
+    fn state(&self, session: &Session) -> ConnectionState {
         session.state()
     }
 

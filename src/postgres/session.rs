@@ -12,7 +12,7 @@ use tokio_postgres::{Client, Row, Statement};
 
 use super::wire::Status;
 use super::{Postgres, Rows, Sql, Transaction};
-use crate::backend::{Place, State};
+use crate::backend::{ConnectionState, Place};
 use crate::error::QueryError;
 use crate::gate::Gate;
 use crate::gate::ledger::QueryEnd;
@@ -38,18 +38,24 @@ pub(super) struct Doubt {
     unread: AtomicBool,
 }
 
+impl Doubt {
+    pub fn has_failures(&self) -> bool {
+        self.unread.load(Relaxed)
+    }
+}
+
 impl Session {
     pub(super) fn new(client: ClientWrapper, status: Arc<Status>, place: Arc<Place>) -> Self {
         Self { client, status, doubt: Doubt::default(), _place: place }
     }
 
-    pub(super) fn state(&self) -> State {
+    pub(super) fn state(&self) -> ConnectionState {
         if self.doubt.lost.load(Relaxed) || self.client.is_closed() {
-            State::Dead
-        } else if self.doubt.unread.load(Relaxed) || !self.status.is_idle() {
-            State::Settle
+            ConnectionState::Dead
+        } else if self.doubt.has_failures() || !self.status.is_idle() {
+            ConnectionState::Settle
         } else {
-            State::Ready
+            ConnectionState::Ready
         }
     }
 
@@ -76,6 +82,7 @@ pub(super) struct Track<'a> {
     pub gate: &'a Gate,
     pub backend: &'a Postgres,
     pub doubt: &'a Doubt,
+    pub status: &'a Status,
 }
 
 impl<'a> Track<'a> {
@@ -283,12 +290,13 @@ impl Connection<Postgres> {
     /// As [`query`](Self::query).
     pub async fn transaction(&mut self) -> Result<Transaction<'_>, QueryError> {
         let (session, gate, backend) = self.parts();
-        let track = Track { gate, backend, doubt: &session.doubt };
+        let track = Track { gate, backend, doubt: &session.doubt, status: &session.status };
         let inner = track.run(Some("BEGIN"), session.client.transaction()).await?;
         Ok(Transaction::new(inner, track))
     }
 
-    /// The client underneath, for everything else (`LISTEN`, `COPY`, cancel tokens).
+    /// The client underneath, for everything else (`LISTEN`, `COPY`). Its cancel token does not know the server's address:
+    /// give `cancel_query_raw` a stream of your own.
     ///
     /// What is done with it cannot be tracked, so the connection is not handed on afterwards: it is closed when it
     /// comes back.
@@ -307,6 +315,7 @@ impl Connection<Postgres> {
     }
 
     fn track(&self) -> Track<'_> {
-        Track { gate: self.gate(), backend: self.backend(), doubt: &self.session().doubt }
+        let Session { doubt, status, .. } = self.session();
+        Track { gate: self.gate(), backend: self.backend(), doubt, status }
     }
 }

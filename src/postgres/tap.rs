@@ -22,8 +22,8 @@ use tokio_postgres::tls::{ChannelBinding, TlsStream};
 use super::wire::{Frames, Status};
 use crate::backend::Place;
 
-/// How long nothing at all may be heard from a server before its place is written off as lost. Longer than any
-/// time-out a server is likely to have on a dead peer's transaction, short enough that a pool heals over lunch.
+/// How long nothing at all may be heard from a server that was told goodbye before its place is written off as lost; as
+/// long as the kernel waits for one that was not (see `dial`).
 const UNHEARD_OF: Duration = Duration::from_secs(60);
 
 /// The socket of one connection, with its place under the ceiling. Appears in the bounds of
@@ -74,10 +74,20 @@ async fn reap(mut socket: Socket, place: Arc<Place>) {
     let mut ignored = [0; 4096];
     loop {
         match timeout(UNHEARD_OF, socket.read(&mut ignored)).await {
-            Ok(Ok(0) | Err(_)) => return drop(place),
+            Ok(Ok(0)) => return,
             Ok(Ok(_)) => {}
+            Ok(Err(error)) => return gave_up(&error, &place),
             Err(_) => return place.write_off(),
         }
+    }
+}
+
+/// A reset comes from the server's side (or from what stands before it); these errors mean that nobody answered, and
+/// that the kernel gave up.
+fn gave_up(error: &io::Error, place: &Place) {
+    use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
+    if matches!(error.kind(), HostUnreachable | NetworkUnreachable | TimedOut) {
+        place.write_off();
     }
 }
 
@@ -91,6 +101,9 @@ impl AsyncRead for Tap {
         let outcome = ready!(self.socket()?.poll_read(cx, buf));
         let tap = &mut *self;
         let heard = &buf.filled()[before..];
+        if let (Err(error), Some(place)) = (&outcome, &tap.place) {
+            gave_up(error, place);
+        }
         tap.ended |= outcome.is_err() || (heard.is_empty() && buf.remaining() > 0);
         tap.frames.read(heard, &tap.status);
         Poll::Ready(outcome)

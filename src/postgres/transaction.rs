@@ -36,9 +36,19 @@ impl<'a> Transaction<'a> {
     /// Makes it last.
     ///
     /// # Errors
-    /// As [`query`](Self::query); the transaction is rolled back then, unless the connection was lost meanwhile: then
-    /// only the server knows.
+    /// [`QueryError::RolledBack`] when a statement had failed before: PostgreSQL answers such a `COMMIT` with a rollback
+    /// and no error. Else as [`query`](Self::query); the transaction is rolled back then, unless the connection was
+    /// lost meanwhile: then only the server knows.
     pub async fn commit(self) -> Result<(), QueryError> {
+        if self.track.doubt.has_failures() {
+            // Only the end of the failed statement's answer tells whether the transaction failed with it.
+            let fence = self.inner.client().check_connection();
+            self.track.run(Some("SYNC"), fence).await?;
+            if self.track.status.is_failed() {
+                self.rollback().await?;
+                return Err(QueryError::RolledBack);
+            }
+        }
         self.track.run(Some("COMMIT"), self.inner.commit()).await
     }
 

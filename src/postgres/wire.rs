@@ -18,6 +18,11 @@ impl Status {
         self.0.load(Ordering::Acquire) == b'I'
     }
 
+    /// In a transaction in which a statement has failed.
+    pub fn is_failed(&self) -> bool {
+        self.0.load(Ordering::Acquire) == b'E'
+    }
+
     fn set(&self, status: u8) {
         self.0.store(status, Ordering::Release);
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::time::sleep;
-use tower_adaptive_pool::{Backend, Place, State};
+use tower_adaptive_pool::{Backend, ConnectionState, Place};
 
 #[derive(Clone, Debug, Default)]
 pub struct Sim(Arc<Server>);
@@ -119,17 +119,17 @@ impl Drop for Socket {
 #[derive(Debug)]
 pub struct Conn {
     socket: Socket,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<ConnectionState>>,
     pub serial: usize,
 }
 
 impl Conn {
     /// A handle on its state, to be changed while somebody else has it or nobody.
-    pub fn remote(&self) -> Arc<Mutex<State>> {
+    pub fn remote(&self) -> Arc<Mutex<ConnectionState>> {
         self.state.clone()
     }
 
-    pub fn set(&self, state: State) {
+    pub fn set(&self, state: ConnectionState) {
         *self.state.lock().unwrap() = state;
     }
 }
@@ -171,10 +171,10 @@ impl Backend for Sim {
         if server.down.load(SeqCst) {
             return Err(Refused);
         }
-        Ok(Conn { socket, state: Arc::new(Mutex::new(State::Ready)), serial })
+        Ok(Conn { socket, state: Arc::new(Mutex::new(ConnectionState::Ready)), serial })
     }
 
-    fn state(&self, connection: &Conn) -> State {
+    fn state(&self, connection: &Conn) -> ConnectionState {
         debug_assert!(connection.socket.place.is_some());
         *connection.state.lock().unwrap()
     }
@@ -185,7 +185,7 @@ impl Backend for Sim {
         if self.0.down.load(SeqCst) {
             return Err(Refused);
         }
-        connection.set(State::Ready);
+        connection.set(ConnectionState::Ready);
         Ok(())
     }
 

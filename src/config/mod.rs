@@ -1,7 +1,8 @@
 //! Settings: collected by a builder, from code and environment, and checked once, all together, at `build()`.
 
+mod problems;
+
 use std::env;
-use std::error::Error;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::str::FromStr;
@@ -11,11 +12,13 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 
 use crate::backend::Backend;
+use crate::gate::counts::Bounds;
 use crate::gate::limiter::Limiter;
-use crate::gate::slots::Bounds;
 use crate::law::{Controller, QueueDepth, QueueDepthController};
 use crate::observe::Observer;
 use crate::pool::AdaptivePool;
+
+pub use problems::{ConfigError, Problem};
 
 /// Settings of a pool (`K` a [`Backend`]) or of a limiter (`K` = [`LimitOnly`]).
 ///
@@ -71,7 +74,7 @@ impl Default for Settings {
             // A restart of the database takes seconds: waiting through it serves more than failing.
             fail_fast: false,
             seed: None,
-            controller: ControllerChoice::QueueDepth(QueueDepth::default()),
+            controller: QueueDepth::default().into(),
             observers: Vec::new(),
         }
     }
@@ -102,7 +105,7 @@ impl Settings {
         Problem::unless_positive(&mut problems, "acquire_timeout", self.acquire_timeout);
         Problem::unless_positive(&mut problems, "dial_timeout", self.dial_timeout);
         Problem::unless_positive(&mut problems, "idle_timeout", self.idle_timeout);
-        if let ControllerChoice::QueueDepth(law) = &self.controller {
+        if let Choice::QueueDepth(law) = &self.controller.0 {
             law.check(&mut problems);
         }
         problems
@@ -131,40 +134,40 @@ pub(crate) fn cap_problems(soft_cap: usize, hard_cap: usize) -> Vec<Problem> {
     problems
 }
 
-/// The law that decides the size: [`QueueDepth`], or a [`Controller`] of one's own.
-pub enum ControllerChoice {
-    /// The plain law.
+/// The law that decides the size: made from a [`QueueDepth`], or from a [`Controller`] of one's own.
+pub struct ControllerChoice(Choice);
+
+enum Choice {
     QueueDepth(QueueDepth),
-    /// Any other law.
     Custom(Box<dyn Controller>),
 }
 
 impl ControllerChoice {
     pub(crate) fn into_controller(self) -> Box<dyn Controller> {
-        match self {
-            Self::QueueDepth(law) => Box::new(QueueDepthController::new(law)),
-            Self::Custom(controller) => controller,
+        match self.0 {
+            Choice::QueueDepth(law) => Box::new(QueueDepthController::new(law)),
+            Choice::Custom(controller) => controller,
         }
     }
 }
 
 impl From<QueueDepth> for ControllerChoice {
     fn from(law: QueueDepth) -> Self {
-        Self::QueueDepth(law)
+        Self(Choice::QueueDepth(law))
     }
 }
 
 impl<C: Controller> From<C> for ControllerChoice {
     fn from(controller: C) -> Self {
-        Self::Custom(Box::new(controller))
+        Self(Choice::Custom(Box::new(controller)))
     }
 }
 
 impl fmt::Debug for ControllerChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::QueueDepth(law) => law.fmt(f),
-            Self::Custom(_) => f.write_str("Custom"),
+        match &self.0 {
+            Choice::QueueDepth(law) => law.fmt(f),
+            Choice::Custom(_) => f.write_str("Custom"),
         }
     }
 }
@@ -247,9 +250,10 @@ impl<K> Builder<K> {
     /// | `POOL_IDLE_TIMEOUT_MS` | `idle_timeout` |
     /// | `POOL_FAIL_FAST` | `fail_fast`: `true` or `false` |
     ///
-    /// A value that cannot be read is reported by `build()`, with the others.
+    /// A value that cannot be read is reported by `build()`, with the others. The [`QueueDepth`]
+    /// rows are not looked at under another controller: it has none of these settings.
     pub fn from_env(self) -> Self {
-        self.overlay(|name| env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
+        self.overlay(from_process)
     }
 
     fn overlay(mut self, var: impl Fn(&str) -> Option<String>) -> Self {
@@ -269,7 +273,7 @@ impl<K> Builder<K> {
         vars.read_ms("POOL_IDLE_TIMEOUT_MS", &mut settings.idle_timeout);
         vars.read("POOL_FAIL_FAST", "true or false", &mut settings.fail_fast);
         // A law of the user's own has none of these: then they are another law's, and none of our business.
-        if let ControllerChoice::QueueDepth(law) = &mut settings.controller {
+        if let Choice::QueueDepth(law) = &mut settings.controller.0 {
             vars.read("POOL_SCALE_MULTIPLIER", "a number over 1, such as 1.5", &mut law.grow_factor);
             vars.read("POOL_SCALE_THRESHOLD", "a number of waiters", &mut law.threshold);
             vars.read_ms("POOL_SCALE_COOLDOWN_MS", &mut law.cooldown);
@@ -347,6 +351,11 @@ impl<K> fmt::Debug for Builder<K> {
     }
 }
 
+/// A variable of this process; what is no Unicode in it cannot be right, and will be refused by name.
+fn from_process(name: &str) -> Option<String> {
+    env::var_os(name).map(|value| value.to_string_lossy().into_owned())
+}
+
 /// Environment variables being read, with what is wrong with them.
 struct Vars<'a, F> {
     var: F,
@@ -381,72 +390,5 @@ impl<F: Fn(&str) -> Option<String>> Vars<'_, F> {
 /// Reads one duration from the environment, for a backend's own settings.
 #[cfg(feature = "postgres")]
 pub(crate) fn env_ms(name: &'static str, setting: &mut Duration, problems: &mut Vec<Problem>) {
-    Vars { var: |name: &str| env::var(name).ok(), problems }.read_ms(name, setting);
+    Vars { var: from_process, problems }.read_ms(name, setting);
 }
-
-/// Everything that is wrong with the settings, at once.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigError {
-    problems: Vec<Problem>,
-}
-
-/// One setting that cannot be: its name, its value, and what would be right.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    setting: &'static str,
-    value: String,
-    expected: String,
-}
-
-impl ConfigError {
-    /// An error of a backend's own, about one setting. Reads as «`setting` (`value`) `expected`».
-    pub fn new(setting: &'static str, value: impl fmt::Display, expected: impl Into<String>) -> Self {
-        Self { problems: vec![Problem::new(setting, value, expected)] }
-    }
-
-    /// What is wrong, each with its setting.
-    #[must_use]
-    pub fn problems(&self) -> &[Problem] {
-        &self.problems
-    }
-
-    pub(crate) fn from_problems(problems: Vec<Problem>) -> Result<(), Self> {
-        if problems.is_empty() { Ok(()) } else { Err(Self { problems }) }
-    }
-}
-
-impl Problem {
-    pub(crate) fn new(setting: &'static str, value: impl fmt::Display, expected: impl Into<String>) -> Self {
-        Self { setting, value: value.to_string(), expected: expected.into() }
-    }
-
-    pub(crate) fn unless_positive(problems: &mut Vec<Self>, setting: &'static str, value: Duration) {
-        if value.is_zero() {
-            problems.push(Self::new(setting, "0 s", "must be longer than zero"));
-        }
-    }
-
-    /// The setting to change.
-    #[must_use]
-    pub fn setting(&self) -> &'static str {
-        self.setting
-    }
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}) {}", self.setting, self.value, self.expected)
-    }
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, problem) in self.problems.iter().enumerate() {
-            let separator = if index == 0 { "" } else { "; " };
-            write!(f, "{separator}{problem}")?;
-        }
-        Ok(())
-    }
-}
-
-impl Error for ConfigError {}

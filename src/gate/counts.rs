@@ -1,0 +1,71 @@
+//! What there is to count: published for the layer, read together for everybody else.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use super::ledger::Acquires;
+use crate::law::admit::Occupancy;
+
+/// What the layer reads instead of taking the lock. Each value is true by itself at some moment; they are advice for a
+/// verdict, so nothing hangs on seeing them together, and Relaxed is enough.
+#[derive(Debug, Default)]
+pub(crate) struct Published {
+    pub(super) queue_depth: AtomicUsize,
+    pub(super) idle: AtomicUsize,
+    pub(super) capacity: AtomicUsize,
+    /// Nanoseconds; 0 is unknown.
+    pub(super) use_time: AtomicU64,
+    pub(super) draining: AtomicBool,
+}
+
+impl Published {
+    pub fn occupancy(&self) -> Occupancy {
+        Occupancy {
+            queue_depth: self.queue_depth.load(Relaxed),
+            idle: self.idle.load(Relaxed),
+            capacity: self.capacity.load(Relaxed),
+        }
+    }
+
+    pub fn use_time(&self) -> Option<Duration> {
+        let nanos = self.use_time.load(Relaxed);
+        (nanos > 0).then(|| Duration::from_nanos(nanos))
+    }
+
+    pub fn draining(&self) -> bool {
+        self.draining.load(Relaxed)
+    }
+}
+
+/// The bounds that may change at run time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    pub min_size: usize,
+    pub max_size: usize,
+    pub hard_cap: usize,
+}
+
+/// Everything there is to count, read together under the lock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub in_use: usize,
+    pub peak_in_use: usize,
+    pub idle: usize,
+    pub opening: usize,
+    pub places: usize,
+    pub target: usize,
+    pub queue_depth: usize,
+    pub min_size: usize,
+    pub max_size: usize,
+    pub hard_cap: usize,
+    pub completions: u64,
+    pub use_time: Option<Duration>,
+    pub acquires: Acquires,
+}
+
+impl Counts {
+    /// Places that neither a permit nor a dial stands for: connections whose server side has not gone yet.
+    pub fn closing(&self) -> usize {
+        self.places.saturating_sub(self.in_use + self.idle + self.opening)
+    }
+}

@@ -1,0 +1,164 @@
+//! Permits, free and held, and who gets the next one: what happens under the lock, without the lock.
+
+use std::collections::VecDeque;
+use std::task::Waker;
+use std::time::Instant;
+
+use super::counts::{Bounds, Counts};
+use super::queue::{Answer, Key, Queue};
+use crate::law::estimate::MeanTime;
+
+/// Places made in advance, for connections and for waiters; higher bounds grow them when they are really needed.
+const PRESIZED: usize = 1024;
+
+/// How an acquire begins.
+#[derive(Debug)]
+pub(crate) enum Entry<T> {
+    Granted(T),
+    Queued(Key),
+    /// The queue is full; so many wait.
+    Full(usize),
+    Closed,
+}
+
+/// How an acquire ends without a grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leave {
+    TimedOut,
+    Cancelled,
+}
+
+#[derive(Debug)]
+pub(super) struct Idle<T> {
+    pub item: T,
+    /// `None` until the driver's next sample: a release need not read the clock for it.
+    pub since: Option<Instant>,
+}
+
+/// What the lock of [`Slots`](super::slots::Slots) protects, and how it changes. A change returns whom to wake and what
+/// to drop, for when the lock is gone.
+#[derive(Debug)]
+pub(super) struct State<T> {
+    pub idle: VecDeque<Idle<T>>,
+    pub queue: Queue<T>,
+    pub bounds: Bounds,
+    pub counts: Counts,
+    pub use_time: MeanTime,
+    pub draining: bool,
+    /// Drained: nobody waits any more, and nobody will.
+    pub closed: bool,
+    /// The driver, parked until somebody comes.
+    pub parked: Option<Waker>,
+}
+
+impl<T> State<T> {
+    pub fn new(bounds: Bounds) -> Self {
+        Self {
+            idle: VecDeque::with_capacity(bounds.max_size.min(PRESIZED)),
+            queue: Queue::with_capacity(bounds.hard_cap.min(PRESIZED)),
+            bounds,
+            counts: Counts { target: bounds.min_size, ..Counts::default() },
+            use_time: MeanTime::default(),
+            draining: false,
+            closed: false,
+            parked: None,
+        }
+    }
+
+    pub fn permits(&self) -> usize {
+        self.counts.in_use + self.idle.len()
+    }
+
+    /// How many more connections may be opened now: the target asks for them, and the ceiling has places.
+    pub fn room(&self) -> usize {
+        if self.closed || (self.draining && self.queue.len() == 0) {
+            return 0;
+        }
+        let wanted = self.counts.target.saturating_sub(self.permits() + self.counts.opening);
+        wanted.min(self.bounds.max_size.saturating_sub(self.counts.places))
+    }
+
+    pub fn enter(&mut self) -> Entry<T> {
+        if self.draining {
+            self.counts.acquires.failed += 1;
+            return Entry::Closed;
+        }
+        if let Some(item) = self.take_idle() {
+            return Entry::Granted(item);
+        }
+        if self.queue.len() >= self.bounds.hard_cap {
+            self.counts.acquires.shed += 1;
+            return Entry::Full(self.queue.len());
+        }
+        Entry::Queued(self.queue.push_last())
+    }
+
+    /// Nothing is free for somebody who does not wait.
+    pub fn miss(&mut self) -> Entry<T> {
+        if self.draining {
+            self.counts.acquires.failed += 1;
+            return Entry::Closed;
+        }
+        self.counts.acquires.shed += 1;
+        Entry::Full(self.queue.len())
+    }
+
+    /// The most recently used connection, so that a surplus goes idle and can close.
+    pub fn take_idle(&mut self) -> Option<T> {
+        let idle = self.idle.pop_back()?;
+        self.counts.acquires.granted += 1;
+        self.counts.in_use += 1;
+        self.counts.peak_in_use = self.counts.peak_in_use.max(self.counts.in_use);
+        Some(idle.item)
+    }
+
+    /// Where a permit goes that nobody holds any more: away if it is one too many, to the first in line, or idle.
+    pub fn hand_on(&mut self, item: T) -> (Option<Waker>, Option<T>) {
+        let unwanted = self.draining && self.queue.len() == 0;
+        if unwanted || self.permits() > self.counts.target {
+            self.counts.in_use -= 1;
+            return (None, Some(item));
+        }
+        match self.queue.answer_first(Answer::Granted(item)) {
+            Ok(waker) => {
+                self.counts.peak_in_use = self.counts.peak_in_use.max(self.counts.in_use);
+                (waker, None)
+            }
+            Err(Answer::Granted(item)) => {
+                self.counts.in_use -= 1;
+                self.idle.push_back(Idle { item, since: None });
+                (None, None)
+            }
+            Err(_) => unreachable!("the answer that comes back is the one that was given"),
+        }
+    }
+
+    pub fn take_surplus(&mut self) -> Vec<Idle<T>> {
+        let over = self.permits().saturating_sub(self.counts.target);
+        let closing = over.min(self.idle.len());
+        self.idle.drain(..closing).collect()
+    }
+
+    pub fn count(&mut self, why: Leave) {
+        match why {
+            Leave::TimedOut => self.counts.acquires.timed_out += 1,
+            Leave::Cancelled => self.counts.acquires.cancelled += 1,
+        }
+    }
+
+    pub fn read(&self) -> Counts {
+        let idle = self.idle.len();
+        // A place may be given up a moment before its dial or permit is: never show a size below its parts.
+        let parts = self.counts.in_use + idle + self.counts.opening;
+        Counts {
+            idle,
+            places: self.counts.places.max(parts),
+            queue_depth: self.queue.len(),
+            min_size: self.bounds.min_size,
+            max_size: self.bounds.max_size,
+            hard_cap: self.bounds.hard_cap,
+            use_time: self.use_time.get(),
+            ..self.counts
+        }
+    }
+}
