@@ -588,7 +588,7 @@ fn laws_are_pure_nothing_in_them_names_a_clock_a_lock_or_a_die() {
             "Atomic",
             "tokio",
             "async ",
-            "rand",
+            "rand::",
             "RandomState",
             "std::io",
         ] {
