@@ -176,7 +176,7 @@ impl Error for DrainTimeout {}
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum QueryError {
-    /// `query_timeout` came first. The connection is not handed on.
+    /// `query_timeout` came first. The query is cancelled on the server before its connection is handed on.
     Timeout(Duration),
     /// `commit` was called on a transaction in which a statement had failed: it was rolled back.
     RolledBack,

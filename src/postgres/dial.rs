@@ -21,10 +21,10 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
-use tokio_postgres::{Config, NoTls};
+use tokio_postgres::{CancelToken, Config, NoTls};
 
 use super::session::Session;
-use super::tap::{Overheard, Socket, Tap};
+use super::tap::{Overheard, Socket, Tap, Witness};
 use super::wire::Status;
 use crate::backend::Place;
 
@@ -79,6 +79,10 @@ impl Error for DialError {
 /// Dials with one kind of TLS connector; behind a `dyn`, so that [`Postgres`](super::Postgres) needs no parameter.
 pub(super) trait Dial: Send + Sync {
     fn dial(&self, place: Place) -> BoxFuture<'_, Result<Session, DialError>>;
+
+    /// Asks the server to cancel what runs on a connection, and resolves when it has acted. Safe only while nobody else
+    /// can use that connection.
+    fn cancel(&self, token: CancelToken) -> BoxFuture<'_, Result<(), DialError>>;
 }
 
 pub(super) struct Dialer<T> {
@@ -106,13 +110,8 @@ where
         let socket = connect(&self.config).await?;
         let status = Arc::new(Status::default());
         let place = Arc::new(place);
-        let tap = Tap::new(socket, place.clone(), status.clone());
-        let tls = self
-            .tls
-            .clone()
-            .make_tls_connect(host_name(&self.config))
-            .map_err(|error| DialError::Tls(error.into()))?;
-        let tls = Eavesdrop { tls, status: status.clone() };
+        let tap = Tap::new(socket, Witness::Place(place.clone()), status.clone());
+        let tls = Eavesdrop { tls: self.connector()?, status: status.clone() };
         let config = self.config.clone();
         let handshake = async move { config.connect_raw(tap, tls).await };
         let handshake = beside_the_workers(handshake);
@@ -126,6 +125,22 @@ where
         // deadpool-postgres aborts the task of this handle when the client goes; ours must live on to say goodbye.
         let nobody = tokio::spawn(async {});
         Ok(Session::new(ClientWrapper::new(client, nobody), status, session_place))
+    }
+
+    /// PostgreSQL closes a cancel request's connection after it has signalled the backend, so that EOF is the news.
+    async fn send_cancel(&self, token: CancelToken) -> Result<(), DialError> {
+        let socket = connect(&self.config).await?;
+        let (done, acted) = oneshot::channel();
+        let tap = Tap::new(socket, Witness::Cancel(done), Arc::default());
+        token.cancel_query_raw(tap, self.connector()?).await.map_err(DialError::Postgres)?;
+        acted
+            .await
+            .map_err(|_| DialError::Connect(io::Error::other("the cancel request was not seen to end")))
+    }
+
+    fn connector(&self) -> Result<T::TlsConnect, DialError> {
+        let made = self.tls.clone().make_tls_connect(host_name(&self.config));
+        made.map_err(|error| DialError::Tls(error.into()))
     }
 }
 
@@ -162,6 +177,10 @@ where
 {
     fn dial(&self, place: Place) -> BoxFuture<'_, Result<Session, DialError>> {
         Box::pin(self.open(place))
+    }
+
+    fn cancel(&self, token: CancelToken) -> BoxFuture<'_, Result<(), DialError>> {
+        Box::pin(self.send_cancel(token))
     }
 }
 

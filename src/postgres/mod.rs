@@ -131,7 +131,7 @@ impl Backend for Postgres {
     }
 
     async fn settle(&self, session: &mut Session) -> Result<(), DialError> {
-        session.settle().await.map_err(DialError::Postgres)
+        session.settle(&*self.dialer).await
     }
 
     fn validate(&self) -> Result<(), ConfigError> {

@@ -18,8 +18,9 @@ use crate::gate::after;
 pin_project! {
     /// The rows of a query as they come: a [`Stream`].
     ///
-    /// Dropped before its end, the query counts as cancelled and its connection is not handed on.
-    #[must_use = "a stream that is dropped at once costs its connection"]
+    /// Dropped before its end, the query counts as cancelled, and is cancelled on the server before its connection is
+    /// handed on.
+    #[must_use = "a stream that is dropped at once cancels its query"]
     pub struct Rows<'a> {
         #[pin]
         stream: RowStream,

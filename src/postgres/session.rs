@@ -10,8 +10,9 @@ use tokio::time::{Instant, timeout};
 use tokio_postgres::types::{BorrowToSql, ToSql};
 use tokio_postgres::{Client, Row, Statement};
 
+use super::dial::Dial;
 use super::wire::Status;
-use super::{Postgres, Rows, Sql, Transaction};
+use super::{DialError, Postgres, Rows, Sql, Transaction};
 use crate::backend::{ConnectionState, Place};
 use crate::error::QueryError;
 use crate::gate::Gate;
@@ -31,14 +32,20 @@ pub struct Session {
 /// What a session's next user must be spared.
 #[derive(Debug, Default)]
 pub(super) struct Doubt {
-    /// A query was left before its end, or `raw()` was used: of no more use.
+    /// `raw()` was used: of no more use.
     lost: AtomicBool,
+    /// A query was left before its end, and may be running: to be cancelled.
+    running: AtomicBool,
     /// A query failed: the driver says so before the end of the server's answer, which alone tells whether a
     /// transaction is open. To be fenced.
     unread: AtomicBool,
 }
 
 impl Doubt {
+    fn is_any(&self) -> bool {
+        self.running.load(Relaxed) || self.has_failures()
+    }
+
     pub fn has_failures(&self) -> bool {
         self.unread.load(Relaxed)
     }
@@ -52,20 +59,27 @@ impl Session {
     pub(super) fn state(&self) -> ConnectionState {
         if self.doubt.lost.load(Relaxed) || self.client.is_closed() {
             ConnectionState::Dead
-        } else if self.doubt.has_failures() || !self.status.is_idle() {
+        } else if self.doubt.is_any() || !self.status.is_idle() {
             ConnectionState::Settle
         } else {
             ConnectionState::Ready
         }
     }
 
-    /// A fence (everything sent before it has been answered after it), and the end of any transaction left open.
-    pub(super) async fn settle(&mut self) -> Result<(), tokio_postgres::Error> {
-        self.client.check_connection().await?;
-        self.doubt.unread.store(false, Relaxed);
-        if !self.status.is_idle() {
-            self.client.batch_execute("ROLLBACK").await?;
+    /// Cancels what still runs; then a fence (what was sent before it has been answered after it), and the end of any
+    /// transaction left open.
+    ///
+    /// The cancel has been acted upon before the fence is sent, and nobody else has the connection until the fence has
+    /// come back: it cannot hit anybody else's query.
+    pub(super) async fn settle(&mut self, dialer: &dyn Dial) -> Result<(), DialError> {
+        if self.doubt.running.load(Relaxed) {
+            dialer.cancel(self.client.cancel_token()).await?;
         }
+        self.client.check_connection().await.map_err(DialError::Postgres)?;
+        if !self.status.is_idle() {
+            self.client.batch_execute("ROLLBACK").await.map_err(DialError::Postgres)?;
+        }
+        self.doubt = Doubt::default();
         Ok(())
     }
 }
@@ -126,7 +140,7 @@ impl<'a> Track<'a> {
     }
 }
 
-/// A query under way. Dropped before its end it is cancelled, and its connection is lost.
+/// A query under way. Dropped before its end it is cancelled, here and, once its connection comes back, on the server.
 pub(super) struct Running<'a, 't> {
     track: Track<'a>,
     text: Option<&'t str>,
@@ -154,7 +168,7 @@ impl Running<'_, '_> {
     }
 
     pub fn time_out(mut self) -> QueryError {
-        self.track.doubt.lost.store(true, Relaxed);
+        self.track.doubt.running.store(true, Relaxed);
         self.ended(QueryEnd::TimedOut);
         let error = QueryError::Timeout(self.track.backend.query_timeout);
         self.tell(error.code());
@@ -182,7 +196,7 @@ impl Running<'_, '_> {
 impl Drop for Running<'_, '_> {
     fn drop(&mut self) {
         if !self.ended {
-            self.track.doubt.lost.store(true, Relaxed);
+            self.track.doubt.running.store(true, Relaxed);
             self.ended(QueryEnd::Cancelled);
         }
     }
@@ -227,7 +241,8 @@ macro_rules! queries {
             self.track().run(sql.text(), self.client().query_opt(sql, params)).await
         }
 
-        /// The rows of a query as they come. The connection is lost when the stream is dropped before its end.
+        /// The rows of a query as they come. When the stream is dropped before its end, the query is cancelled on the
+        /// server before anybody else gets the connection.
         ///
         /// # Errors
         /// As [`query`](Self::query), here and for each row; `query_timeout` holds between two rows.

@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 #[cfg(unix)]
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_postgres::tls::{ChannelBinding, TlsStream};
 
@@ -32,12 +33,44 @@ const UNHEARD_OF: Duration = Duration::from_secs(60);
 pub struct Tap {
     /// `None` only while it is being dropped.
     socket: Option<Socket>,
-    place: Option<Arc<Place>>,
+    witness: Option<Witness>,
     /// The server has closed its side.
     ended: bool,
     frames: Frames,
     status: Arc<Status>,
     runtime: Handle,
+}
+
+/// Who waits for the server to let go.
+#[derive(Debug)]
+pub(super) enum Witness {
+    /// A connection's place, free when this is dropped.
+    Place(Arc<Place>),
+    /// A cancel request: the server closes its side when it has acted. Dropped unsent, nothing is known.
+    Cancel(oneshot::Sender<()>),
+}
+
+impl Witness {
+    fn saw_the_end(self) {
+        if let Self::Cancel(done) = self {
+            let _ = done.send(());
+        }
+    }
+
+    fn write_off(&self) {
+        if let Self::Place(place) = self {
+            place.write_off();
+        }
+    }
+
+    /// A reset comes from the server's side (or from what stands before it); these errors mean that nobody answered, and
+    /// that the kernel gave up.
+    fn saw(&self, error: &io::Error) {
+        use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
+        if matches!(error.kind(), HostUnreachable | NetworkUnreachable | TimedOut) {
+            self.write_off();
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -49,10 +82,10 @@ pub(super) enum Socket {
 
 impl Tap {
     /// To be called inside the runtime.
-    pub(super) fn new(socket: Socket, place: Arc<Place>, status: Arc<Status>) -> Self {
+    pub(super) fn new(socket: Socket, witness: Witness, status: Arc<Status>) -> Self {
         let runtime = Handle::current();
-        let (socket, place) = (Some(socket), Some(place));
-        Self { socket, place, ended: false, frames: Frames::Start, status, runtime }
+        let (socket, witness) = (Some(socket), Some(witness));
+        Self { socket, witness, ended: false, frames: Frames::Start, status, runtime }
     }
 
     fn socket(&mut self) -> io::Result<Pin<&mut Socket>> {
@@ -62,32 +95,26 @@ impl Tap {
 
 impl Drop for Tap {
     fn drop(&mut self) {
-        if let (Some(socket), Some(place), false) = (self.socket.take(), self.place.take(), self.ended) {
-            self.runtime.spawn(reap(socket, place));
+        let (Some(socket), Some(witness)) = (self.socket.take(), self.witness.take()) else { return };
+        if self.ended {
+            witness.saw_the_end();
+        } else {
+            self.runtime.spawn(reap(socket, witness));
         }
     }
 }
 
 /// Reads until the server has closed its side; its words are of no interest any more.
-async fn reap(mut socket: Socket, place: Arc<Place>) {
+async fn reap(mut socket: Socket, witness: Witness) {
     let _ = socket.shutdown().await;
     let mut ignored = [0; 4096];
     loop {
         match timeout(UNHEARD_OF, socket.read(&mut ignored)).await {
-            Ok(Ok(0)) => return,
+            Ok(Ok(0)) => return witness.saw_the_end(),
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => return gave_up(&error, &place),
-            Err(_) => return place.write_off(),
+            Ok(Err(error)) => return witness.saw(&error),
+            Err(_) => return witness.write_off(),
         }
-    }
-}
-
-/// A reset comes from the server's side (or from what stands before it); these errors mean that nobody answered, and
-/// that the kernel gave up.
-fn gave_up(error: &io::Error, place: &Place) {
-    use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
-    if matches!(error.kind(), HostUnreachable | NetworkUnreachable | TimedOut) {
-        place.write_off();
     }
 }
 
@@ -101,8 +128,8 @@ impl AsyncRead for Tap {
         let outcome = ready!(self.socket()?.poll_read(cx, buf));
         let tap = &mut *self;
         let heard = &buf.filled()[before..];
-        if let (Err(error), Some(place)) = (&outcome, &tap.place) {
-            gave_up(error, place);
+        if let (Err(error), Some(witness)) = (&outcome, &tap.witness) {
+            witness.saw(error);
         }
         tap.ended |= outcome.is_err() || (heard.is_empty() && buf.remaining() > 0);
         tap.frames.read(heard, &tap.status);
