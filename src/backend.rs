@@ -26,8 +26,9 @@ pub trait Backend: Send + Sync + 'static {
     /// hand-out, when a guard is dropped, and of idle connections under the pool's own lock.
     fn state(&self, connection: &Self::Connection) -> ConnectionState;
 
-    /// Makes sure that a [`ConnectionState::Check`] connection still works, before it is handed out. Runs inside the caller's
-    /// deadline; an error costs the caller nothing but the next connection.
+    /// Makes sure that a connection still works before it is handed out: one that says [`ConnectionState::Check`], or that
+    /// was idle for longer than `check_after`. Runs inside the caller's deadline; an error costs the caller nothing but
+    /// the next connection.
     fn check(
         &self,
         connection: &mut Self::Connection,

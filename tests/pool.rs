@@ -714,3 +714,42 @@ async fn a_snapshot_adds_up_whenever_it_is_taken() {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn clean_hand_over_what_was_idle_for_long_is_checked_first_and_what_was_not_is_not() {
+    let sim = Sim::default();
+    let pool = open(builder(&sim, 2, 2)).await;
+    for pause in [ms(0), ms(5), ms(300)] {
+        sleep(pause).await;
+        drop(pool.acquire().await.unwrap());
+        assert_eq!(sim.checks(), 0, "after {pause:?}");
+    }
+    sleep(ms(600)).await;
+    drop(pool.acquire().await.unwrap());
+    assert_eq!(sim.checks(), 1, "half a second is too long");
+    drop(pool.acquire().await.unwrap());
+    assert_eq!(sim.checks(), 1, "proven again");
+
+    sleep(ms(600)).await;
+    let _ = pool.try_acquire().unwrap();
+    assert_eq!(sim.checks(), 1, "try_acquire never checks");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_black_holed_pool_keeps_nobody_past_the_deadline() {
+    let sim = Sim::default();
+    let pool = open(builder(&sim, 1, 1).acquire_timeout(ms(400))).await;
+    sleep(SOON).await;
+    sim.go_silent();
+    let began = Instant::now();
+    assert_eq!(pool.acquire().await.unwrap_err().code(), "pool_wait_timeout");
+    assert!((ms(400)..ms(403)).contains(&began.elapsed()), "{:?}", began.elapsed());
+
+    // With time to spare, the silent one is given up after a second, and a fresh one serves.
+    let pool = open(builder(&sim, 1, 1)).await;
+    sleep(SOON).await;
+    let began = Instant::now();
+    drop(pool.acquire().await.unwrap());
+    assert!((ms(1_000)..ms(1_020)).contains(&began.elapsed()), "{:?}", began.elapsed());
+    assert_adds_up(&pool.snapshot().acquires);
+}

@@ -45,6 +45,7 @@ pub(crate) struct Settings {
     pub dial_timeout: Duration,
     pub max_dialing: usize,
     pub idle_timeout: Duration,
+    pub check_after: Duration,
     pub fail_fast: bool,
     pub seed: Option<u64>,
     pub controller: ControllerChoice,
@@ -71,6 +72,8 @@ impl Default for Settings {
             max_dialing: 4,
             // Longer than the pause between two bursts, shorter than what middleboxes allow (350 s on AWS).
             idle_timeout: Duration::from_secs(30),
+            // As HikariCP: a connection used half a second ago is as good as proven, and a check costs a round trip.
+            check_after: Duration::from_millis(500),
             // A restart of the database takes seconds: waiting through it serves more than failing.
             fail_fast: false,
             seed: None,
@@ -86,7 +89,8 @@ impl Settings {
     }
 
     pub fn bounds(&self) -> Bounds {
-        Bounds { min_size: self.min_size, max_size: self.max_size, hard_cap: self.hard_cap }
+        let Self { min_size, max_size, hard_cap, check_after, .. } = *self;
+        Bounds { min_size, max_size, hard_cap, check_after }
     }
 
     pub fn seed(&self) -> u64 {
@@ -248,6 +252,7 @@ impl<K> Builder<K> {
     /// | `POOL_DIAL_TIMEOUT_MS` | `dial_timeout` |
     /// | `POOL_MAX_DIALING` | `max_dialing` |
     /// | `POOL_IDLE_TIMEOUT_MS` | `idle_timeout` |
+    /// | `POOL_CHECK_AFTER_MS` | `check_after` |
     /// | `POOL_FAIL_FAST` | `fail_fast`: `true` or `false` |
     ///
     /// A value that cannot be read is reported by `build()`, with the others. The [`QueueDepth`]
@@ -271,6 +276,7 @@ impl<K> Builder<K> {
         vars.read_ms("POOL_DIAL_TIMEOUT_MS", &mut settings.dial_timeout);
         vars.read("POOL_MAX_DIALING", "a number of dials", &mut settings.max_dialing);
         vars.read_ms("POOL_IDLE_TIMEOUT_MS", &mut settings.idle_timeout);
+        vars.read_ms("POOL_CHECK_AFTER_MS", &mut settings.check_after);
         vars.read("POOL_FAIL_FAST", "true or false", &mut settings.fail_fast);
         // A law of the user's own has none of these: then they are another law's, and none of our business.
         if let Choice::QueueDepth(law) = &mut settings.controller.0 {
@@ -313,6 +319,13 @@ impl<B: Backend> Builder<B> {
     /// How long a connection over `min_size` may be idle before it is closed. Default 30 s.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.settings.idle_timeout = timeout;
+        self
+    }
+
+    /// How long a connection may be idle before it is checked at its hand-out, inside the caller's deadline; a dead one
+    /// costs the caller nothing but the next one. Default 500 ms.
+    pub fn check_after(mut self, idle: Duration) -> Self {
+        self.settings.check_after = idle;
         self
     }
 

@@ -47,7 +47,7 @@ pub(crate) async fn granted<T>(
     dial_error: impl FnOnce() -> Option<SharedError>,
 ) -> Result<T, AcquireError> {
     let key = match entry {
-        Entry::Granted(item) => return Ok(item),
+        Entry::Granted(item) | Entry::Unproven(item) => return Ok(item),
         Entry::Queued(key) => key,
         Entry::Full(queue_depth) => {
             return Err(AcquireError::Shed(gate.shed(ShedReason::HardCap, queue_depth, ShedBy::Gate)));

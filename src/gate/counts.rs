@@ -43,6 +43,8 @@ pub(crate) struct Bounds {
     pub min_size: usize,
     pub max_size: usize,
     pub hard_cap: usize,
+    /// How long a connection may be idle before it is checked at its hand-out.
+    pub check_after: Duration,
 }
 
 /// Everything there is to count, read together under the lock.

@@ -67,7 +67,7 @@ impl Limiter {
     /// [`AcquireError::Closed`] once drained.
     pub async fn acquire(&self) -> Result<Permit, AcquireError> {
         let Inner { gate, slots, .. } = &*self.inner;
-        match slots.enter() {
+        match slots.enter(|| Clock::now().into_std()) {
             Entry::Granted(place) => Ok(self.permit(place)),
             entry => Ok(self.permit(granted(gate, slots, Span::from_now(gate), entry, || None).await?)),
         }
@@ -80,7 +80,7 @@ impl Limiter {
     pub fn try_acquire(&self) -> Result<Permit, AcquireError> {
         let Inner { gate, slots, .. } = &*self.inner;
         match slots.try_enter() {
-            Entry::Granted(place) => Ok(self.permit(place)),
+            Entry::Granted(place) | Entry::Unproven(place) => Ok(self.permit(place)),
             Entry::Full(depth) => {
                 Err(AcquireError::Shed(gate.shed(ShedReason::NoneIdle, depth, ShedBy::Gate)))
             }
@@ -145,7 +145,7 @@ impl Inner {
     fn fill(&self) {
         while self.slots.begin_open() {
             let place = Place::new(self.this.clone());
-            self.slots.opened(place);
+            self.slots.opened(place, Clock::now().into_std());
         }
     }
 }

@@ -15,6 +15,8 @@ const PRESIZED: usize = 1024;
 #[derive(Debug)]
 pub(crate) enum Entry<T> {
     Granted(T),
+    /// Granted too, but it was idle for so long that it may have died unheard.
+    Unproven(T),
     Queued(Key),
     /// The queue is full; so many wait.
     Full(usize),
@@ -33,6 +35,8 @@ pub(super) struct Idle<T> {
     pub item: T,
     /// `None` until the driver's next sample: a release need not read the clock for it.
     pub since: Option<Instant>,
+    /// Idle for so long that it is to be checked before it is handed out.
+    pub unproven: bool,
 }
 
 /// What the lock of [`Slots`](super::slots::Slots) protects, and how it changes. A change returns whom to wake and what
@@ -83,8 +87,8 @@ impl<T> State<T> {
             self.counts.acquires.failed += 1;
             return Entry::Closed;
         }
-        if let Some(item) = self.take_idle() {
-            return Entry::Granted(item);
+        if let Some(entry) = self.take_idle() {
+            return entry;
         }
         if self.queue.len() >= self.bounds.hard_cap {
             self.counts.acquires.shed += 1;
@@ -104,16 +108,16 @@ impl<T> State<T> {
     }
 
     /// The most recently used connection, so that a surplus goes idle and can close.
-    pub fn take_idle(&mut self) -> Option<T> {
+    pub fn take_idle(&mut self) -> Option<Entry<T>> {
         let idle = self.idle.pop_back()?;
         self.counts.acquires.granted += 1;
         self.counts.in_use += 1;
         self.counts.peak_in_use = self.counts.peak_in_use.max(self.counts.in_use);
-        Some(idle.item)
+        Some(if idle.unproven { Entry::Unproven(idle.item) } else { Entry::Granted(idle.item) })
     }
 
     /// Where a permit goes that nobody holds any more: away if it is one too many, to the first in line, or idle.
-    pub fn hand_on(&mut self, item: T) -> (Option<Waker>, Option<T>) {
+    pub fn hand_on(&mut self, item: T, since: Option<Instant>) -> (Option<Waker>, Option<T>) {
         let unwanted = self.draining && self.queue.len() == 0;
         if unwanted || self.permits() > self.counts.target {
             self.counts.in_use -= 1;
@@ -126,10 +130,18 @@ impl<T> State<T> {
             }
             Err(Answer::Granted(item)) => {
                 self.counts.in_use -= 1;
-                self.idle.push_back(Idle { item, since: None });
+                self.idle.push_back(Idle { item, since, unproven: false });
                 (None, None)
             }
             Err(_) => unreachable!("the answer that comes back is the one that was given"),
+        }
+    }
+
+    /// What came back since the last time counts as idle from now; what has been idle for `check_after` is unproven.
+    pub fn age(&mut self, now: Instant) {
+        for idle in &mut self.idle {
+            let since = *idle.since.get_or_insert(now);
+            idle.unproven = now.saturating_duration_since(since) >= self.bounds.check_after;
         }
     }
 

@@ -30,11 +30,15 @@ impl<T> Slots<T> {
         Self { state: Mutex::new(State::new(bounds)), published: Arc::default(), turn: AtomicU64::new(0) }
     }
 
-    /// Begins an acquire: a permit at once, or a place in the queue.
-    pub fn enter(&self) -> Entry<T> {
+    /// Begins an acquire: a permit at once, or a place in the queue. `now` is asked only after a rest.
+    pub fn enter(&self, now: impl FnOnce() -> Instant) -> Entry<T> {
         let mut state = self.lock();
         state.counts.acquires.started += 1;
         let parked = state.parked.take();
+        if parked.is_some() {
+            // The driver rested, so nobody has looked at the clock.
+            state.age(now());
+        }
         let entry = state.enter();
         self.publish(&state);
         drop(state);
@@ -47,10 +51,7 @@ impl<T> Slots<T> {
         let mut state = self.lock();
         state.counts.acquires.started += 1;
         let parked = state.parked.take();
-        let entry = match state.take_idle() {
-            Some(item) => Entry::Granted(item),
-            None => state.miss(),
-        };
+        let entry = state.take_idle().unwrap_or_else(|| state.miss());
         self.publish(&state);
         drop(state);
         wake(parked);
@@ -83,7 +84,7 @@ impl<T> Slots<T> {
         let answer = state.queue.leave(key);
         state.count(why);
         let (waker, surplus) = match answer {
-            Some(Answer::Granted(item)) => state.hand_on(item),
+            Some(Answer::Granted(item)) => state.hand_on(item, None),
             _ => (None, None),
         };
         self.publish(&state);
@@ -111,7 +112,7 @@ impl<T> Slots<T> {
         state.counts.acquires.granted -= 1;
         let mut pushed_out = None;
         let entry = match state.take_idle() {
-            Some(item) => Entry::Granted(item),
+            Some(entry) => entry,
             None if may_wait && !state.closed => {
                 // Older rights go first, and the bound of the queue holds: its youngest member makes room.
                 if state.queue.len() >= state.bounds.hard_cap {
@@ -138,7 +139,7 @@ impl<T> Slots<T> {
             let nanos = state.use_time.get().map_or(0, |mean| mean.as_nanos() as u64);
             self.published.use_time.store(nanos, Relaxed);
         }
-        let (waker, surplus) = state.hand_on(item);
+        let (waker, surplus) = state.hand_on(item, None);
         self.publish(&state);
         drop(state);
         wake(waker);
@@ -182,11 +183,11 @@ impl<T> Slots<T> {
     }
 
     /// A dial succeeded: its connection becomes a permit.
-    pub fn opened(&self, item: T) {
+    pub fn opened(&self, item: T, now: Instant) {
         let mut state = self.lock();
         state.counts.opening -= 1;
         state.counts.in_use += 1;
-        let (waker, surplus) = state.hand_on(item);
+        let (waker, surplus) = state.hand_on(item, Some(now));
         self.publish(&state);
         drop(state);
         wake(waker);
@@ -334,14 +335,12 @@ impl<T> Slots<T> {
         self.lock().read()
     }
 
-    /// [`counts`](Self::counts), and the peak starts anew. What came back since the last sample counts as idle from now.
+    /// [`counts`](Self::counts), and the peak starts anew; what is idle grows older.
     pub fn sample(&self, now: Instant) -> Counts {
         let mut state = self.lock();
         let counts = state.read();
         state.counts.peak_in_use = state.counts.in_use;
-        for idle in state.idle.iter_mut().rev().take_while(|idle| idle.since.is_none()) {
-            idle.since = Some(now);
-        }
+        state.age(now);
         counts
     }
 

@@ -106,7 +106,7 @@ impl<B: Backend> Inner<B> {
             state.failures = 0;
             state.last_error = None;
         }
-        self.slots.opened(connection);
+        self.slots.opened(connection, Instant::now().into_std());
         self.gate.observe(|| Event::Dialed { took });
         self.reconcile();
         self.tell();

@@ -25,6 +25,9 @@ use crate::observe::{Event, ShedBy};
 pub use connection::Connection;
 use dial::Dialing;
 
+/// The longest a check may take before its connection counts as dead; a round trip takes a thousandth of it.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// A pool of connections that sizes itself between `min_size` and `max_size`.
 ///
 /// Cheap to clone; every clone is the same pool. When the last clone and the last [`Connection`] are gone, the idle
@@ -79,7 +82,7 @@ impl<B: Backend> AdaptivePool<B> {
     /// [`AcquireError::Dial`] under `fail_fast`, [`AcquireError::Closed`] once drained.
     pub async fn acquire(&self) -> Result<Connection<B>, AcquireError> {
         let inner = &self.inner;
-        let mut entry = match inner.slots.enter() {
+        let mut entry = match inner.slots.enter(|| Clock::now().into_std()) {
             // The usual case pays for no clock.
             Entry::Granted(item) if inner.backend.state(&item) == ConnectionState::Ready => {
                 return Ok(Connection::new(item, inner));
@@ -88,11 +91,12 @@ impl<B: Backend> AdaptivePool<B> {
         };
         let span = Span::from_now(&inner.gate);
         loop {
+            let unproven = matches!(entry, Entry::Unproven(_));
             let dial_error = || inner.dialing.blocking_error(&inner.slots.counts());
             let item = granted(&inner.gate, &inner.slots, span, entry, dial_error).await?;
             match inner.backend.state(&item) {
-                ConnectionState::Ready => return Ok(Connection::new(item, inner)),
-                ConnectionState::Check => match inner.check(item, span).await? {
+                ConnectionState::Ready if !unproven => return Ok(Connection::new(item, inner)),
+                ConnectionState::Ready | ConnectionState::Check => match inner.check(item, span).await? {
                     Ok(item) => return Ok(Connection::new(item, inner)),
                     Err(dead) => entry = inner.replace(dead, true),
                 },
@@ -110,7 +114,7 @@ impl<B: Backend> AdaptivePool<B> {
         let mut entry = inner.slots.try_enter();
         loop {
             match entry {
-                Entry::Granted(item) => match inner.backend.state(&item) {
+                Entry::Granted(item) | Entry::Unproven(item) => match inner.backend.state(&item) {
                     ConnectionState::Ready | ConnectionState::Check => {
                         return Ok(Connection::new(item, inner));
                     }
@@ -210,18 +214,17 @@ impl<B: Backend> Inner<B> {
     ) -> Result<Result<B::Connection, B::Connection>, AcquireError> {
         let mut grant = Grant { item: Some(item), inner: self, why: Leave::Cancelled };
         let Some(item) = grant.item.as_mut() else { return Err(AcquireError::Closed) };
-        match timeout_at(span.deadline(), self.backend.check(item)).await {
-            Ok(checked) => {
-                let item = grant.item.take().ok_or(AcquireError::Closed)?;
-                Ok(if checked.is_ok() { Ok(item) } else { Err(item) })
-            }
-            Err(_) => {
-                grant.why = Leave::TimedOut;
-                drop(grant);
-                let dial_error = self.dialing.blocking_error(&self.slots.counts());
-                Err(timed_out(&self.gate, &self.slots, span, dial_error))
-            }
+        let deadline = span.deadline();
+        let patience = after(Clock::now(), CHECK_TIMEOUT);
+        let checked = timeout_at(deadline.min(patience), self.backend.check(item)).await;
+        if checked.is_err() && deadline <= patience {
+            grant.why = Leave::TimedOut;
+            drop(grant);
+            let dial_error = self.dialing.blocking_error(&self.slots.counts());
+            return Err(timed_out(&self.gate, &self.slots, span, dial_error));
         }
+        let item = grant.item.take().ok_or(AcquireError::Closed)?;
+        Ok(if matches!(checked, Ok(Ok(()))) { Ok(item) } else { Err(item) })
     }
 
     /// Something changed that the driver may not see: it rests while nothing is acquired.

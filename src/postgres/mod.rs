@@ -130,6 +130,10 @@ impl Backend for Postgres {
         session.state()
     }
 
+    async fn check(&self, session: &mut Session) -> Result<(), DialError> {
+        session.check().await.map_err(DialError::Postgres)
+    }
+
     async fn settle(&self, session: &mut Session) -> Result<(), DialError> {
         session.settle(&*self.dialer).await
     }

@@ -66,6 +66,11 @@ impl Session {
         }
     }
 
+    /// A round trip.
+    pub(super) async fn check(&self) -> Result<(), tokio_postgres::Error> {
+        self.client.check_connection().await
+    }
+
     /// Cancels what still runs; then a fence (what was sent before it has been answered after it), and the end of any
     /// transaction left open.
     ///

@@ -22,6 +22,9 @@ pub struct Server {
     peak_dialing: AtomicUsize,
     down: AtomicBool,
     panics: AtomicBool,
+    /// Idle connections no longer answer.
+    silent: AtomicBool,
+    checks: AtomicUsize,
     dial_time: Mutex<Duration>,
     /// Between the client's goodbye and the moment the server has let go.
     linger: Mutex<Duration>,
@@ -37,6 +40,8 @@ impl Default for Server {
             peak_dialing: AtomicUsize::new(0),
             down: AtomicBool::new(false),
             panics: AtomicBool::new(false),
+            silent: AtomicBool::new(false),
+            checks: AtomicUsize::new(0),
             dial_time: Mutex::new(Duration::from_millis(3)),
             linger: Mutex::new(Duration::from_millis(1)),
         }
@@ -67,6 +72,15 @@ impl Sim {
 
     pub fn go_down(&self, down: bool) {
         self.0.down.store(down, SeqCst);
+    }
+
+    /// From now on no connection answers a check.
+    pub fn go_silent(&self) {
+        self.0.silent.store(true, SeqCst);
+    }
+
+    pub fn checks(&self) -> usize {
+        self.0.checks.load(SeqCst)
     }
 
     pub fn panic_on_dial(&self, panics: bool) {
@@ -179,8 +193,12 @@ impl Backend for Sim {
         *connection.state.lock().unwrap()
     }
 
-    /// Takes a millisecond, and fails when the server is down.
+    /// Takes a millisecond, fails when the server is down, and takes for ever when it is silent.
     async fn check(&self, connection: &mut Conn) -> Result<(), Refused> {
+        self.0.checks.fetch_add(1, SeqCst);
+        if self.0.silent.load(SeqCst) {
+            std::future::pending::<()>().await;
+        }
         sleep(Duration::from_millis(1)).await;
         if self.0.down.load(SeqCst) {
             return Err(Refused);
