@@ -753,3 +753,38 @@ async fn a_black_holed_pool_keeps_nobody_past_the_deadline() {
     assert!((ms(1_000)..ms(1_020)).contains(&began.elapsed()), "{:?}", began.elapsed());
     assert_adds_up(&pool.snapshot().acquires);
 }
+
+#[tokio::test(start_paused = true)]
+async fn no_connection_grows_older_than_max_lifetime_and_they_do_not_all_go_at_once() {
+    let sim = Sim::default();
+    let lifetime = Duration::from_secs(100);
+    let _pool = open(builder(&sim, 20, 20).max_lifetime(lifetime)).await;
+    // At rest: nobody comes, and they are replaced all the same.
+    sleep(lifetime.mul_f64(0.89)).await;
+    assert_eq!(sim.dials(), 20, "none goes before nine tenths of it");
+    sleep(lifetime.mul_f64(0.065)).await;
+    let replaced = sim.dials() - 20;
+    assert!((2..18).contains(&replaced), "in the middle of the jitter some have gone: {replaced}");
+    sleep(lifetime.mul_f64(0.105)).await;
+    assert_eq!((sim.dials(), sim.open()), (40, 20), "all have gone once, and it is kept warm");
+
+    // In use: it goes when it comes back.
+    let pool = open(builder(&Sim::default(), 1, 1).max_lifetime(ms(1_000))).await;
+    let held = pool.acquire().await.unwrap();
+    sleep(ms(2_000)).await;
+    let old = held.serial;
+    drop(held);
+    assert_ne!(pool.acquire().await.unwrap().serial, old);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_is_replaced_after_max_uses() {
+    let sim = Sim::default();
+    let pool = open(builder(&sim, 1, 1).max_uses(3)).await;
+    let mut serials = Vec::new();
+    for _ in 0..7 {
+        serials.push(pool.acquire().await.unwrap().serial);
+    }
+    assert_eq!(serials, [0, 0, 0, 1, 1, 1, 2]);
+    assert_eq!(sim.peak(), 1);
+}

@@ -46,6 +46,8 @@ pub(crate) struct Settings {
     pub max_dialing: usize,
     pub idle_timeout: Duration,
     pub check_after: Duration,
+    pub max_lifetime: Option<Duration>,
+    pub max_uses: Option<u64>,
     pub fail_fast: bool,
     pub seed: Option<u64>,
     pub controller: ControllerChoice,
@@ -74,6 +76,9 @@ impl Default for Settings {
             idle_timeout: Duration::from_secs(30),
             // As HikariCP: a connection used half a second ago is as good as proven, and a check costs a round trip.
             check_after: Duration::from_millis(500),
+            // As HikariCP: old backends have grown caches, and load balancers have forgotten them.
+            max_lifetime: Some(Duration::from_secs(30 * 60)),
+            max_uses: None,
             // A restart of the database takes seconds: waiting through it serves more than failing.
             fail_fast: false,
             seed: None,
@@ -109,6 +114,12 @@ impl Settings {
         Problem::unless_positive(&mut problems, "acquire_timeout", self.acquire_timeout);
         Problem::unless_positive(&mut problems, "dial_timeout", self.dial_timeout);
         Problem::unless_positive(&mut problems, "idle_timeout", self.idle_timeout);
+        if let Some(lifetime) = self.max_lifetime {
+            Problem::unless_positive(&mut problems, "max_lifetime", lifetime);
+        }
+        if self.max_uses == Some(0) {
+            problems.push(Problem::new("max_uses", 0, "must be at least 1 use"));
+        }
         if let Choice::QueueDepth(law) = &self.controller.0 {
             law.check(&mut problems);
         }
@@ -253,6 +264,7 @@ impl<K> Builder<K> {
     /// | `POOL_MAX_DIALING` | `max_dialing` |
     /// | `POOL_IDLE_TIMEOUT_MS` | `idle_timeout` |
     /// | `POOL_CHECK_AFTER_MS` | `check_after` |
+    /// | `POOL_MAX_LIFETIME_MS` | `max_lifetime` |
     /// | `POOL_FAIL_FAST` | `fail_fast`: `true` or `false` |
     ///
     /// A value that cannot be read is reported by `build()`, with the others. The [`QueueDepth`]
@@ -277,6 +289,10 @@ impl<K> Builder<K> {
         vars.read("POOL_MAX_DIALING", "a number of dials", &mut settings.max_dialing);
         vars.read_ms("POOL_IDLE_TIMEOUT_MS", &mut settings.idle_timeout);
         vars.read_ms("POOL_CHECK_AFTER_MS", &mut settings.check_after);
+        let mut lifetime = Duration::ZERO;
+        if vars.read_ms("POOL_MAX_LIFETIME_MS", &mut lifetime) {
+            settings.max_lifetime = Some(lifetime);
+        }
         vars.read("POOL_FAIL_FAST", "true or false", &mut settings.fail_fast);
         // A law of the user's own has none of these: then they are another law's, and none of our business.
         if let Choice::QueueDepth(law) = &mut settings.controller.0 {
@@ -326,6 +342,19 @@ impl<B: Backend> Builder<B> {
     /// costs the caller nothing but the next one. Default 500 ms.
     pub fn check_after(mut self, idle: Duration) -> Self {
         self.settings.check_after = idle;
+        self
+    }
+
+    /// How old a connection may grow before it is replaced; up to a tenth less for each, by a draw, so that a fleet does
+    /// not reconnect at once. Nobody who holds one is disturbed. `None` for ever. Default 30 min.
+    pub fn max_lifetime(mut self, lifetime: impl Into<Option<Duration>>) -> Self {
+        self.settings.max_lifetime = lifetime.into();
+        self
+    }
+
+    /// How many times a connection may be handed out before it is replaced. `None` without end. Default `None`.
+    pub fn max_uses(mut self, uses: impl Into<Option<u64>>) -> Self {
+        self.settings.max_uses = uses.into();
         self
     }
 
@@ -392,11 +421,13 @@ impl<F: Fn(&str) -> Option<String>> Vars<'_, F> {
         }
     }
 
-    fn read_ms(&mut self, name: &'static str, setting: &mut Duration) {
+    fn read_ms(&mut self, name: &'static str, setting: &mut Duration) -> bool {
         let mut millis = 0;
-        if self.read(name, "a whole number of milliseconds", &mut millis) {
+        let read = self.read(name, "a whole number of milliseconds", &mut millis);
+        if read {
             *setting = Duration::from_millis(millis);
         }
+        read
     }
 }
 

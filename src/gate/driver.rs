@@ -3,9 +3,10 @@
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
+use std::task::Poll;
 use std::time::Duration;
 
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::counts::Counts;
 use super::{Gate, Plant};
@@ -16,29 +17,43 @@ use crate::observe::Event;
 const TICK: Duration = Duration::from_millis(10);
 
 /// Runs until the plant is gone. Parked while nothing is held or awaited and the size is `min_size`: a pool at rest
-/// costs no CPU.
+/// costs no CPU, but for a look at the age of its connections now and then.
 async fn drive(
     gate: Gate,
     plant: Weak<dyn Plant>,
     mut controller: Box<dyn Controller>,
     idle_timeout: Option<Duration>,
 ) {
+    let Some(sweep_every) = plant.upgrade().map(|plant| plant.sweep_every()) else { return };
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last = Last::default();
-    while busy(&plant, &last).await {
-        ticks.reset();
-        loop {
+    let mut last_sweep = Instant::now();
+    loop {
+        match wait(&plant, &last, sweep_every).await {
+            Wake::Gone => return,
+            Wake::Sweep => {
+                if let Some(plant) = plant.upgrade() {
+                    plant.sweep();
+                }
+                last_sweep = Instant::now();
+                continue;
+            }
+            Wake::Busy => ticks.reset(),
+        }
+        last.at_rest = false;
+        while !last.at_rest {
             ticks.tick().await;
             let Some(plant) = plant.upgrade() else { return };
             tick(&gate, &*plant, &mut *controller, &mut last);
             if let Some(cutoff) = idle_timeout.and_then(|t| Instant::now().checked_sub(t)) {
                 close_idle(&gate, &*plant, cutoff);
             }
-            gate.publish_snapshot();
-            if last.at_rest {
-                break;
+            if sweep_every.is_some_and(|every| last_sweep.elapsed() >= every) {
+                plant.sweep();
+                last_sweep = Instant::now();
             }
+            gate.publish_snapshot();
         }
     }
 }
@@ -51,13 +66,23 @@ struct Last {
     at_rest: bool,
 }
 
-/// Waits until there is something to control. False when there never will be.
-async fn busy(plant: &Weak<dyn Plant>, last: &Last) -> bool {
-    poll_fn(|cx| match plant.upgrade() {
-        None => std::task::Poll::Ready(false),
-        Some(plant) => plant.poll_busy(last.counts.acquires.started, cx.waker()).map(|()| true),
-    })
-    .await
+/// Why the driver does not rest any more.
+enum Wake {
+    Busy,
+    Sweep,
+    Gone,
+}
+
+/// Rests until there is something to control, or it is time to sweep.
+async fn wait(plant: &Weak<dyn Plant>, last: &Last, sweep_every: Option<Duration>) -> Wake {
+    let busy = poll_fn(|cx| match plant.upgrade() {
+        None => Poll::Ready(Wake::Gone),
+        Some(plant) => plant.poll_busy(last.counts.acquires.started, cx.waker()).map(|()| Wake::Busy),
+    });
+    match sweep_every {
+        None => busy.await,
+        Some(every) => timeout(every, busy).await.unwrap_or(Wake::Sweep),
+    }
 }
 
 fn tick(gate: &Gate, plant: &dyn Plant, controller: &mut dyn Controller, last: &mut Last) {

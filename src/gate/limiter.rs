@@ -189,6 +189,12 @@ impl Plant for Inner {
         self.slots.close_idle_since(cutoff)
     }
 
+    fn sweep(&self) {}
+
+    fn sweep_every(&self) -> Option<Duration> {
+        None
+    }
+
     fn poll_busy(&self, seen: u64, waker: &Waker) -> Poll<()> {
         self.slots.poll_busy(seen, waker)
     }

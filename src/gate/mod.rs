@@ -80,6 +80,9 @@ pub(crate) trait Plant: Send + Sync {
     fn set_target(&self, target: usize);
     fn set_bounds(&self, bounds: Bounds);
     fn close_idle_since(&self, cutoff: Instant) -> usize;
+    /// Closes what has lived for too long.
+    fn sweep(&self);
+    fn sweep_every(&self) -> Option<Duration>;
     fn poll_busy(&self, seen: u64, waker: &Waker) -> Poll<()>;
 }
 

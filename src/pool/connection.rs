@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 use super::Inner;
+use super::lifetime::Pooled;
 use crate::backend::{Backend, ConnectionState};
 #[cfg(feature = "postgres")]
 use crate::gate::Gate;
@@ -19,14 +20,14 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 #[must_use = "a connection that is dropped at once was acquired for nothing"]
 pub struct Connection<B: Backend> {
     /// `None` only while it is being dropped.
-    item: Option<B::Connection>,
+    item: Option<Pooled<B::Connection>>,
     /// Where the hold is measured.
     since: Option<Instant>,
     pool: Arc<Inner<B>>,
 }
 
 impl<B: Backend> Connection<B> {
-    pub(super) fn new(item: B::Connection, pool: &Arc<Inner<B>>) -> Self {
+    pub(super) fn new(item: Pooled<B::Connection>, pool: &Arc<Inner<B>>) -> Self {
         Self { item: Some(item), since: pool.slots.measure(Instant::now), pool: pool.clone() }
     }
 
@@ -42,7 +43,7 @@ impl<B: Backend> Connection<B> {
 
     #[cfg(feature = "postgres")]
     pub(crate) fn parts(&mut self) -> (&mut B::Connection, &Gate, &B) {
-        (self.item.as_mut().expect(HELD), &self.pool.gate, &self.pool.backend)
+        (&mut self.item.as_mut().expect(HELD).connection, &self.pool.gate, &self.pool.backend)
     }
 }
 
@@ -50,13 +51,13 @@ impl<B: Backend> Deref for Connection<B> {
     type Target = B::Connection;
 
     fn deref(&self) -> &B::Connection {
-        self.item.as_ref().expect(HELD)
+        &self.item.as_ref().expect(HELD).connection
     }
 }
 
 impl<B: Backend> DerefMut for Connection<B> {
     fn deref_mut(&mut self) -> &mut B::Connection {
-        self.item.as_mut().expect(HELD)
+        &mut self.item.as_mut().expect(HELD).connection
     }
 }
 
@@ -66,7 +67,7 @@ impl<B: Backend> Drop for Connection<B> {
     fn drop(&mut self) {
         let Some(item) = self.item.take() else { return };
         let pool = &self.pool;
-        match pool.backend.state(&item) {
+        match pool.backend.state(&item.connection) {
             ConnectionState::Ready | ConnectionState::Check => pool.give_back(item, self.since),
             ConnectionState::Settle => {
                 // Made here: a task that is never polled must give its permit back too.
@@ -79,13 +80,16 @@ impl<B: Backend> Drop for Connection<B> {
 }
 
 impl<B: Backend> Inner<B> {
-    fn give_back(&self, item: B::Connection, since: Option<Instant>) {
+    fn give_back(&self, mut item: Pooled<B::Connection>, since: Option<Instant>) {
+        if self.lifetime.used_up(&mut item) {
+            return self.discard(item);
+        }
         if self.slots.release(item, since.map(|since| since.elapsed())) {
             self.reconcile();
         }
     }
 
-    fn discard(&self, item: B::Connection) {
+    fn discard(&self, item: Pooled<B::Connection>) {
         self.slots.retire(item);
         self.reconcile();
     }
@@ -94,8 +98,9 @@ impl<B: Backend> Inner<B> {
 /// Settles a connection in the background: it keeps its permit, and nobody gets it, until it is clean.
 async fn settle<B: Backend>(mut held: Unsettled<B>, since: Option<Instant>) {
     let Some(item) = held.item.as_mut() else { return };
-    let settled = timeout(SETTLE_TIMEOUT, held.pool.backend.settle(item)).await;
-    let clean = matches!(settled, Ok(Ok(()))) && held.pool.backend.state(item) == ConnectionState::Ready;
+    let settled = timeout(SETTLE_TIMEOUT, held.pool.backend.settle(&mut item.connection)).await;
+    let clean =
+        matches!(settled, Ok(Ok(()))) && held.pool.backend.state(&item.connection) == ConnectionState::Ready;
     if clean && let Some(item) = held.item.take() {
         held.pool.give_back(item, since);
     }
@@ -103,7 +108,7 @@ async fn settle<B: Backend>(mut held: Unsettled<B>, since: Option<Instant>) {
 
 /// A connection in doubt: discarded unless it was taken out, also when its task is dropped.
 struct Unsettled<B: Backend> {
-    item: Option<B::Connection>,
+    item: Option<Pooled<B::Connection>>,
     pool: Arc<Inner<B>>,
 }
 

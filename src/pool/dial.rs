@@ -106,7 +106,8 @@ impl<B: Backend> Inner<B> {
             state.failures = 0;
             state.last_error = None;
         }
-        self.slots.opened(connection, Instant::now().into_std());
+        let pooled = self.lifetime.begin(connection, self.gate.draw());
+        self.slots.opened(pooled, Instant::now().into_std());
         self.gate.observe(|| Event::Dialed { took });
         self.reconcile();
         self.tell();

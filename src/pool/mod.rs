@@ -2,6 +2,7 @@
 
 mod connection;
 mod dial;
+mod lifetime;
 
 use std::error::Error;
 use std::fmt;
@@ -24,6 +25,7 @@ use crate::observe::{Event, ShedBy};
 
 pub use connection::Connection;
 use dial::Dialing;
+use lifetime::{Lifetime, Pooled};
 
 /// The longest a check may take before its connection counts as dead; a round trip takes a thousandth of it.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
@@ -57,9 +59,10 @@ pub struct AdaptivePool<B: Backend> {
 
 pub(crate) struct Inner<B: Backend> {
     gate: Gate,
-    slots: Slots<B::Connection>,
+    slots: Slots<Pooled<B::Connection>>,
     backend: Arc<B>,
     dialing: Dialing,
+    lifetime: Lifetime,
     /// Notified whenever a connection was opened, could not be opened, or is gone.
     changed: Notify,
     runtime: Handle,
@@ -84,7 +87,7 @@ impl<B: Backend> AdaptivePool<B> {
         let inner = &self.inner;
         let mut entry = match inner.slots.enter(|| Clock::now().into_std()) {
             // The usual case pays for no clock.
-            Entry::Granted(item) if inner.backend.state(&item) == ConnectionState::Ready => {
+            Entry::Granted(item) if inner.backend.state(&item.connection) == ConnectionState::Ready => {
                 return Ok(Connection::new(item, inner));
             }
             entry => entry,
@@ -94,7 +97,7 @@ impl<B: Backend> AdaptivePool<B> {
             let unproven = matches!(entry, Entry::Unproven(_));
             let dial_error = || inner.dialing.blocking_error(&inner.slots.counts());
             let item = granted(&inner.gate, &inner.slots, span, entry, dial_error).await?;
-            match inner.backend.state(&item) {
+            match inner.backend.state(&item.connection) {
                 ConnectionState::Ready if !unproven => return Ok(Connection::new(item, inner)),
                 ConnectionState::Ready | ConnectionState::Check => match inner.check(item, span).await? {
                     Ok(item) => return Ok(Connection::new(item, inner)),
@@ -114,7 +117,7 @@ impl<B: Backend> AdaptivePool<B> {
         let mut entry = inner.slots.try_enter();
         loop {
             match entry {
-                Entry::Granted(item) | Entry::Unproven(item) => match inner.backend.state(&item) {
+                Entry::Granted(item) | Entry::Unproven(item) => match inner.backend.state(&item.connection) {
                     ConnectionState::Ready | ConnectionState::Check => {
                         return Ok(Connection::new(item, inner));
                     }
@@ -193,6 +196,7 @@ impl<B: Backend> AdaptivePool<B> {
             slots,
             backend: Arc::new(backend),
             dialing: Dialing::new(&settings),
+            lifetime: Lifetime::new(&settings),
             changed: Notify::new(),
             runtime: runtime.clone(),
             this: this.clone(),
@@ -209,14 +213,14 @@ impl<B: Backend> Inner<B> {
     /// one the deadline.
     async fn check(
         &self,
-        item: B::Connection,
+        item: Pooled<B::Connection>,
         span: Span,
-    ) -> Result<Result<B::Connection, B::Connection>, AcquireError> {
+    ) -> Result<Result<Pooled<B::Connection>, Pooled<B::Connection>>, AcquireError> {
         let mut grant = Grant { item: Some(item), inner: self, why: Leave::Cancelled };
         let Some(item) = grant.item.as_mut() else { return Err(AcquireError::Closed) };
         let deadline = span.deadline();
         let patience = after(Clock::now(), CHECK_TIMEOUT);
-        let checked = timeout_at(deadline.min(patience), self.backend.check(item)).await;
+        let checked = timeout_at(deadline.min(patience), self.backend.check(&mut item.connection)).await;
         if checked.is_err() && deadline <= patience {
             grant.why = Leave::TimedOut;
             drop(grant);
@@ -234,7 +238,7 @@ impl<B: Backend> Inner<B> {
     }
 
     /// A dead connection goes, and its acquire goes on with the next one.
-    fn replace(&self, dead: B::Connection, may_wait: bool) -> Entry<B::Connection> {
+    fn replace(&self, dead: Pooled<B::Connection>, may_wait: bool) -> Entry<Pooled<B::Connection>> {
         let entry = self.slots.reject(dead, may_wait);
         self.reconcile();
         entry
@@ -243,7 +247,7 @@ impl<B: Backend> Inner<B> {
 
 /// A grant that has not reached its caller: dropped, it is taken back and its connection, in doubt, discarded.
 struct Grant<'a, B: Backend> {
-    item: Option<B::Connection>,
+    item: Option<Pooled<B::Connection>>,
     inner: &'a Inner<B>,
     why: Leave,
 }
@@ -265,7 +269,7 @@ impl<B: Backend> PlaceOwner for Inner<B> {
     }
 
     fn connection_lost(&self) {
-        self.slots.close_idle_if(|item| self.backend.state(item) == ConnectionState::Dead);
+        self.slots.close_idle_if(|item| self.backend.state(&item.connection) == ConnectionState::Dead);
         self.reconcile();
     }
 
@@ -300,6 +304,16 @@ impl<B: Backend> Plant for Inner<B> {
 
     fn close_idle_since(&self, cutoff: Instant) -> usize {
         self.slots.close_idle_since(cutoff)
+    }
+
+    fn sweep(&self) {
+        self.lifetime.look();
+        self.slots.close_idle_if(|item| self.lifetime.is_over(item));
+        self.reconcile();
+    }
+
+    fn sweep_every(&self) -> Option<Duration> {
+        self.lifetime.look_every()
     }
 
     fn poll_busy(&self, seen: u64, waker: &Waker) -> Poll<()> {
