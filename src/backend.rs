@@ -26,6 +26,12 @@ pub trait Backend: Send + Sync + 'static {
     /// hand-out, when a guard is dropped, and of idle connections under the pool's own lock.
     fn state(&self, connection: &Self::Connection) -> ConnectionState;
 
+    /// What a failed dial means for the next one.
+    fn refusal(&self, error: &Self::Error) -> Refusal {
+        let _ = error;
+        Refusal::Away
+    }
+
     /// Makes sure that a connection still works before it is handed out: one that says [`ConnectionState::Check`], or that
     /// was idle for longer than `check_after`. Runs inside the caller's deadline; an error costs the caller nothing but
     /// the next connection.
@@ -54,6 +60,19 @@ pub trait Backend: Send + Sync + 'static {
     fn validate(&self) -> Result<(), ConfigError> {
         Ok(())
     }
+}
+
+/// What a failed dial means for the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// Nobody answered, or not yet: try again soon, at most 300 ms apart.
+    Away,
+    /// The server has no place for us: stay with what is open, and ask again in a second.
+    Full,
+    /// The server knows us and does not want us (a wrong password, no such database): ask again every two seconds, until
+    /// somebody mends it. [`ready`](crate::AdaptivePool::ready) says so at once.
+    Rejected,
 }
 
 /// How a connection is.

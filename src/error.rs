@@ -195,6 +195,14 @@ impl QueryError {
         }
     }
 
+    /// Whether the connection is of no more use: the server is shutting down (57P01, 57P02), or has become a read-only
+    /// standby (25006), while the primary is elsewhere now.
+    pub(crate) fn ends_the_session(&self) -> bool {
+        let Self::Postgres(error) = self else { return false };
+        let ends = [SqlState::ADMIN_SHUTDOWN, SqlState::CRASH_SHUTDOWN, SqlState::READ_ONLY_SQL_TRANSACTION];
+        error.code().is_some_and(|state| ends.contains(state))
+    }
+
     /// Whether the time ran out: ours, or the server's own `statement_timeout`. Its SQLSTATE, 57014, is also that of a
     /// query cancelled by an administrator.
     pub fn is_timeout(&self) -> bool {

@@ -92,7 +92,7 @@ pub mod axum;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 
-pub use backend::{Backend, ConnectionState, Place};
+pub use backend::{Backend, ConnectionState, Place, Refusal};
 pub use config::{Builder, ConfigError, ControllerChoice, LimitOnly, Problem};
 pub use error::{AcquireError, AcquireTimeout, DrainTimeout, SharedError, Shed, ShedReason};
 pub use gate::ledger::{Acquires, Admissions, Queries};

@@ -4,7 +4,7 @@ mod support;
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
@@ -13,7 +13,10 @@ use support::eventually;
 use support::postgres::{Options, PostgresServer, StopMode};
 use tokio::time::timeout;
 use tokio_postgres::{Client, Config, NoTls};
-use tower_adaptive_pool::{AcquireError, AdaptivePool, Builder, Connection, Postgres, QueryError};
+use tower_adaptive_pool::postgres::Transaction;
+use tower_adaptive_pool::{
+    AcquireError, AdaptivePool, Builder, Connection, Event, Gate, Observer, Postgres, QueryError,
+};
 
 const SOON: Duration = Duration::from_secs(10);
 /// `CONNECTION LIMIT` of the application's role: the server itself refuses one more.
@@ -318,18 +321,15 @@ async fn a_backend_killed_while_idle_costs_the_next_caller_nothing() {
     for _ in 0..5 {
         let victim = pid(&pool.acquire().await.unwrap()).await;
         db.admin.execute("select pg_terminate_backend($1)", &[&victim]).await.unwrap();
-        // The server says goodbye, and the driver hears it; only what is known dead can be known.
+        // Nobody asks, and it is replaced all the same: the pool hears the server's goodbye and keeps min_size warm.
         eventually(SOON, async || {
-            let gone = "select count(*) = 0 from pg_stat_activity where pid = $1";
-            db.admin.query_one(gone, &[&victim]).await.unwrap().get(0)
+            let replaced = "select count(*) = 1 from pg_stat_activity where usename = $1 and pid <> $2";
+            let there: bool = db.admin.query_one(replaced, &[&db.role, &victim]).await.unwrap().get(0);
+            there && pool.snapshot().idle == 1
         })
         .await;
-        let next = timeout(SOON, pool.acquire()).await.unwrap().unwrap();
-        match next.query_one("select pg_backend_pid()", &[]).await {
-            Ok(row) => assert_ne!(row.get::<_, i32>(0), victim),
-            // Handed out in the moment between the server's goodbye and our hearing it.
-            Err(error) => assert_eq!(error.code(), "57P01"),
-        }
+        let next = pool.acquire().await.unwrap();
+        assert_ne!(pid(&next).await, victim);
     }
     db.assert_never_too_many();
 }
@@ -530,4 +530,130 @@ async fn committing_a_failed_transaction_says_that_it_was_rolled_back() {
     transaction.commit().await.unwrap();
     let stored = connection.query("select id from t", &[]).await.unwrap();
     assert_eq!(stored.iter().map(|row| row.get::<_, i32>(0)).collect::<Vec<_>>(), [2]);
+}
+
+/// Keeps the slow queries it is told of.
+#[derive(Clone, Default)]
+struct Slow(Arc<Mutex<Told>>);
+
+type Told = Vec<(Option<String>, Duration)>;
+
+impl Observer for Slow {
+    fn on_event(&self, _: &Gate, event: &Event<'_>) {
+        if let Event::SlowQuery { ran, text, .. } = event {
+            self.0.lock().unwrap().push((text.map(str::to_owned), *ran));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_slow_query_is_told_with_its_text_and_never_its_parameters() {
+    let db = Db::start().await;
+    let slow = Slow::default();
+    let bound = Duration::from_millis(50);
+    let pool = open(db.builder(|backend| backend.slow_query_after(bound)).observer(slow.clone())).await;
+    let connection = pool.acquire().await.unwrap();
+    connection.query("select 1", &[]).await.unwrap();
+    connection.query("select pg_sleep($1)", &[&0.06_f64]).await.unwrap();
+    let told = slow.0.lock().unwrap().clone();
+    let [(text, ran)] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(text.as_deref(), Some("select pg_sleep($1)"));
+    assert!(*ran >= Duration::from_millis(60));
+}
+
+#[tokio::test]
+async fn in_transaction_commits_what_is_ok_and_undoes_what_fails_panics_or_is_dropped() {
+    let db = Db::start().await;
+    let pool = open(db.builder(|backend| backend).max_size(1)).await;
+    let mut connection = pool.acquire().await.unwrap();
+    connection.batch_execute("create table t (id int)").await.unwrap();
+    let insert =
+        async |connection: &mut Connection<Postgres>, id: i32, end: fn() -> Result<(), QueryError>| {
+            connection
+                .in_transaction(async |transaction| {
+                    transaction.execute("insert into t values ($1)", &[&id]).await?;
+                    end()
+                })
+                .await
+        };
+    insert(&mut connection, 1, || Ok(())).await.unwrap();
+    insert(&mut connection, 2, || Err(QueryError::RolledBack)).await.unwrap_err();
+    drop(connection);
+
+    // Spawned, so the future is `Send`, and its panic is its own.
+    let panicking = tokio::spawn({
+        let pool = pool.clone();
+        async move {
+            let mut connection = pool.acquire().await.unwrap();
+            let work = async |transaction: &mut Transaction<'_>| -> Result<(), QueryError> {
+                transaction.execute("insert into t values (3)", &[]).await?;
+                panic!("as asked")
+            };
+            connection.in_transaction(work).await
+        }
+    });
+    assert!(panicking.await.unwrap_err().is_panic());
+    let mut connection = timeout(SOON, pool.acquire()).await.unwrap().unwrap();
+    let dropped = connection.in_transaction(async |transaction| {
+        transaction.execute("insert into t values (4)", &[]).await?;
+        transaction.query(FOR_EVER, &[]).await
+    });
+    timeout(Duration::from_millis(50), dropped).await.expect_err("it never ends");
+    drop(connection);
+    let connection = timeout(SOON, pool.acquire()).await.unwrap().unwrap();
+    let stored = connection.query("select id from t", &[]).await.unwrap();
+    assert_eq!(stored.iter().map(|row| row.get::<_, i32>(0)).collect::<Vec<_>>(), [1]);
+}
+
+#[tokio::test]
+async fn a_full_server_is_not_hammered_and_the_pool_stays_with_what_it_has() {
+    let db = Db::start().await;
+    // The pool believes in more than its role may have.
+    let pool = open(db.builder(|backend| backend).min_size(MAX_SIZE - 1).max_size(MAX_SIZE + 4)).await;
+    let one_more = db.config().connect(NoTls).await.unwrap();
+    let users: Vec<_> = (0..20)
+        .map(|_| {
+            let pool = pool.clone();
+            tokio::spawn(async move {
+                for _ in 0..10 {
+                    pool.acquire().await.unwrap().query("select pg_sleep(0.02)", &[]).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for user in users {
+        user.await.unwrap();
+    }
+    let refusal = format!("too many connections for role \"{}\"", db.role);
+    let refused = db.server.count_in_log(&refusal);
+    assert!((1..=6).contains(&refused), "one ask a second or so, not hundreds: {refused}");
+    drop(one_more);
+}
+
+#[tokio::test]
+async fn ready_says_at_once_that_the_password_is_wrong() {
+    let db = Db::start().await;
+    let mut config = db.config();
+    config.password("wrong");
+    let pool = AdaptivePool::builder(Postgres::new(config, NoTls)).dial_timeout(SOON * 6).build().unwrap();
+    let error = timeout(SOON, pool.ready()).await.expect("long before its deadline").unwrap_err();
+    assert!(error.to_string().contains("28P01"), "{error}");
+}
+
+#[tokio::test]
+async fn a_connection_to_a_server_that_became_read_only_is_not_handed_on() {
+    let db = Db::start().await;
+    let pool = open(db.builder(|backend| backend).max_size(1)).await;
+    let connection = pool.acquire().await.unwrap();
+    let before = pid(&connection).await;
+    connection
+        .batch_execute("create table t (id int); set default_transaction_read_only = on")
+        .await
+        .unwrap();
+    let error = connection.execute("insert into t values (1)", &[]).await.unwrap_err();
+    assert_eq!(error.code(), "25006");
+    drop(connection);
+    let next = timeout(SOON, pool.acquire()).await.unwrap().unwrap();
+    assert_ne!(pid(&next).await, before, "dialed anew: the primary may be elsewhere");
+    assert_eq!(next.execute("insert into t values (1)", &[]).await.unwrap(), 1);
 }

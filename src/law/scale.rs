@@ -93,6 +93,8 @@ pub enum Reason {
         /// How many were closed.
         closed: usize,
     },
+    /// The server refused a connection because it has too many: the pool stays with what it has.
+    ServerFull,
     /// The bounds were changed.
     BoundsChanged,
     /// The controller panicked: the target stays.
@@ -112,6 +114,7 @@ impl Reason {
             Self::AtMaxSize { .. } => "at_max_size",
             Self::Drained { .. } => "drained",
             Self::IdleTimeout { .. } => "idle_timeout",
+            Self::ServerFull => "server_full",
             Self::BoundsChanged => "bounds_changed",
             Self::ControllerPanicked => "controller_panicked",
             Self::Custom(code) => code,

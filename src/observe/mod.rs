@@ -57,6 +57,16 @@ pub enum Event<'a> {
         /// Where it ran.
         server: &'a ServerInfo,
     },
+    /// A query took longer than `slow_query_after`, whatever came of it.
+    #[non_exhaustive]
+    SlowQuery {
+        /// How long it ran.
+        ran: Duration,
+        /// Its text, with `$1` for the parameters; never the parameters. `None` for a prepared statement.
+        text: Option<&'a str>,
+        /// Where it ran.
+        server: &'a ServerInfo,
+    },
     /// The target changed.
     #[non_exhaustive]
     Resized {

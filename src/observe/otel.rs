@@ -128,7 +128,10 @@ where
             Event::QueryTimedOut { ran, text, code, server } => {
                 self.query_span(gate, *ran, *text, code, server);
             }
-            Event::Dialed { .. } | Event::DialFailed { .. } | Event::WrittenOff {} => {}
+            Event::SlowQuery { .. }
+            | Event::Dialed { .. }
+            | Event::DialFailed { .. }
+            | Event::WrittenOff {} => {}
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::gate::Gate;
 
 /// Tells `tracing` what happens, under the target `tower_adaptive_pool`.
 ///
-/// Changes of size are `info`, time-outs and failed dials `warn`, a place written off `error`; refusals are `debug`,
+/// Changes of size are `info`, time-outs, slow queries and failed dials `warn`, a place written off `error`; refusals are `debug`,
 /// because under overload there are thousands of them.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
@@ -39,6 +39,7 @@ impl Observer for Tracing {
             Event::QueryTimedOut { ran, text, code, .. } => {
                 tracing::warn!(pool, code, ?ran, text, "query timed out");
             }
+            Event::SlowQuery { ran, text, .. } => tracing::warn!(pool, ?ran, text, "slow query"),
             Event::Resized { from, to, reason } => {
                 tracing::info!(pool, from, to, reason = reason.code(), ?reason, "resized");
             }

@@ -8,16 +8,22 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Inner;
-use crate::backend::{Backend, Place};
+use crate::backend::{Backend, Place, Refusal};
 use crate::config::Settings;
 use crate::error::SharedError;
 use crate::gate::counts::Counts;
+use crate::law::{Decision, Reason};
 use crate::observe::Event;
 
 /// The first pause after a failed dial; it doubles with each further failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 /// The longest pause: a database that is back is noticed within a third of a second.
 const LONGEST_PAUSE: Duration = Duration::from_millis(300);
+
+/// Between two dials while the server is full: asking costs it a process each time.
+const FULL_PAUSE: Duration = Duration::from_secs(1);
+/// Between two dials while it rejects us: hammering with a wrong password locks accounts.
+const REJECTED_PAUSE: Duration = Duration::from_secs(2);
 
 /// What all dials share.
 pub(super) struct Dialing {
@@ -34,11 +40,14 @@ struct State {
     failures: u32,
     not_before: Instant,
     last_error: Option<SharedError>,
+    /// The last dial was refused for a reason that waiting does not mend.
+    rejected: bool,
 }
 
 impl Dialing {
     pub fn new(settings: &Settings) -> Self {
-        let state = State { dialers: 0, failures: 0, not_before: Instant::now(), last_error: None };
+        let state =
+            State { dialers: 0, failures: 0, not_before: Instant::now(), last_error: None, rejected: false };
         Self {
             at_once: settings.max_dialing,
             timeout: settings.dial_timeout,
@@ -54,6 +63,10 @@ impl Dialing {
     /// Why the last dial failed, until one succeeds.
     pub fn last_error(&self) -> Option<SharedError> {
         self.lock().last_error.clone()
+    }
+
+    pub fn is_rejected(&self) -> bool {
+        self.lock().rejected
     }
 
     /// The reason of a wait in vain, when dialing is what failed: no connection serves.
@@ -100,11 +113,24 @@ impl<B: Backend> Inner<B> {
         self.dialing.lock().not_before
     }
 
+    /// Wants no more than what is open, for now: the controller may ask again, and the dials are a second apart.
+    fn stay(&self) {
+        let counts = self.slots.counts();
+        let target = (counts.in_use + counts.idle).clamp(counts.min_size, counts.max_size);
+        if target < counts.target {
+            let reason = Reason::ServerFull;
+            self.slots.set_target(target);
+            self.gate.decided(Decision { target, reason });
+            self.gate.observe(|| Event::Resized { from: counts.target, to: target, reason });
+        }
+    }
+
     fn dialed(&self, connection: B::Connection, took: Duration) {
         {
             let mut state = self.dialing.lock();
             state.failures = 0;
             state.last_error = None;
+            state.rejected = false;
         }
         let pooled = self.lifetime.begin(connection, self.gate.draw());
         self.slots.opened(pooled, Instant::now().into_std());
@@ -113,14 +139,18 @@ impl<B: Backend> Inner<B> {
         self.tell();
     }
 
-    fn dial_failed(&self, error: &SharedError) {
+    fn dial_failed(&self, error: &SharedError, refusal: Refusal) {
         {
             let mut state = self.dialing.lock();
             state.failures += 1;
-            state.not_before = Instant::now() + pause(state.failures, self.gate.draw());
+            state.not_before = Instant::now() + pause(refusal, state.failures, self.gate.draw());
             state.last_error = Some(error.clone());
+            state.rejected = refusal == Refusal::Rejected;
         }
         self.slots.open_failed();
+        if refusal == Refusal::Full {
+            self.stay();
+        }
         self.gate.dial_failed();
         self.gate.observe(|| Event::DialFailed { error });
         if self.dialing.fail_fast {
@@ -130,10 +160,14 @@ impl<B: Backend> Inner<B> {
     }
 }
 
-/// Doubling, with full jitter over its upper half, so that a fleet does not come back in step.
-fn pause(failures: u32, draw: f64) -> Duration {
-    let doubled = FIRST_PAUSE.saturating_mul(1 << (failures - 1).min(16));
-    doubled.min(LONGEST_PAUSE).mul_f64(0.5 + draw / 2.0)
+/// With full jitter over its upper half, so that a fleet does not come back in step; doubling while nobody answers.
+fn pause(refusal: Refusal, failures: u32, draw: f64) -> Duration {
+    let longest = match refusal {
+        Refusal::Away => FIRST_PAUSE.saturating_mul(1 << (failures - 1).min(16)).min(LONGEST_PAUSE),
+        Refusal::Full => FULL_PAUSE,
+        Refusal::Rejected => REJECTED_PAUSE,
+    };
+    longest.mul_f64(0.5 + draw / 2.0)
 }
 
 /// Dials until nothing more is wanted. Holds the pool only between two dials, so that a pool whose last handle is
@@ -160,8 +194,11 @@ async fn dialer<B: Backend>(pool: Weak<Inner<B>>, backend: Arc<B>) {
         let outcome = timeout(limit, backend.dial(place)).await;
         attempt.end(match outcome {
             Ok(Ok(connection)) => Ok((connection, started.elapsed())),
-            Ok(Err(error)) => Err(Arc::new(error)),
-            Err(_) => Err(Arc::new(DialTimeout(limit))),
+            Ok(Err(error)) => {
+                let refusal = backend.refusal(&error);
+                Err((Arc::new(error), refusal))
+            }
+            Err(_) => Err((Arc::new(DialTimeout(limit)), Refusal::Away)),
         });
     }
 }
@@ -173,12 +210,12 @@ struct Attempt<B: Backend> {
 }
 
 impl<B: Backend> Attempt<B> {
-    fn end(mut self, outcome: Result<(B::Connection, Duration), SharedError>) {
+    fn end(mut self, outcome: Result<(B::Connection, Duration), (SharedError, Refusal)>) {
         self.ended = true;
         if let Some(pool) = self.pool.upgrade() {
             match outcome {
                 Ok((connection, took)) => pool.dialed(connection, took),
-                Err(error) => pool.dial_failed(&error),
+                Err((error, refusal)) => pool.dial_failed(&error, refusal),
             }
         }
     }
@@ -192,7 +229,7 @@ impl<B: Backend> Drop for Attempt<B> {
         // The backend panicked, or the runtime is going down: this dialer is lost, another one takes over.
         if let Some(pool) = self.pool.upgrade() {
             let error: SharedError = Arc::new(DialPanicked);
-            pool.dial_failed(&error);
+            pool.dial_failed(&error, Refusal::Away);
             pool.dialing.lock().dialers -= 1;
             pool.reconcile();
         }
@@ -230,8 +267,8 @@ mod tests {
     fn pauses_double_up_to_their_cap_and_keep_at_least_half() {
         for (failures, most) in [(1, 20), (2, 40), (3, 80), (4, 160), (5, 300), (99, 300)] {
             let most = Duration::from_millis(most);
-            assert_eq!(pause(failures, 0.0), most / 2, "{failures} failures");
-            assert!(pause(failures, 0.999) <= most, "{failures} failures");
+            assert_eq!(pause(Refusal::Away, failures, 0.0), most / 2, "{failures} failures");
+            assert!(pause(Refusal::Away, failures, 0.999) <= most, "{failures} failures");
         }
     }
 }

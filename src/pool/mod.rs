@@ -132,7 +132,8 @@ impl<B: Backend> AdaptivePool<B> {
         }
     }
 
-    /// Waits until `min_size` connections are open, and gives up when for a whole `dial_timeout` not one more was opened.
+    /// Waits until `min_size` connections are open, and gives up when for a whole `dial_timeout` not one more was opened, or
+    /// at once when the server rejects us.
     ///
     /// The pool goes on trying afterwards, and heals by itself: a service may start without its database.
     ///
@@ -153,8 +154,8 @@ impl<B: Backend> AdaptivePool<B> {
             if open > most {
                 (most, deadline) = (open, after(Clock::now(), limit));
             }
-            let draining = inner.slots.published.draining();
-            if draining || timeout_at(deadline, changed).await.is_err() {
+            let hopeless = inner.slots.published.draining() || (open == 0 && inner.dialing.is_rejected());
+            if hopeless || timeout_at(deadline, changed).await.is_err() {
                 let error = inner.dialing.last_error();
                 return Err(NotReady { open, min_size: counts.min_size, error });
             }

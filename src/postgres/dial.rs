@@ -20,13 +20,14 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{CancelToken, Config, NoTls};
 
 use super::session::Session;
 use super::tap::{Overheard, Socket, Tap, Witness};
 use super::wire::Status;
-use crate::backend::Place;
+use crate::backend::{Place, Refusal};
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -51,6 +52,20 @@ pub enum DialError {
     Tls(Box<dyn Error + Send + Sync>),
     /// The server refused, or the handshake broke.
     Postgres(tokio_postgres::Error),
+}
+
+impl DialError {
+    /// 53300: too many clients, for the server or for the role. Class 28: the role or its password; 3D000: no such
+    /// database. Everything else (57P03 «starting up», 57P01 «shutting down», no answer at all) passes.
+    pub(super) fn refusal(&self) -> Refusal {
+        let Self::Postgres(error) = self else { return Refusal::Away };
+        match error.code() {
+            Some(&SqlState::TOO_MANY_CONNECTIONS) => Refusal::Full,
+            Some(&SqlState::INVALID_CATALOG_NAME) => Refusal::Rejected,
+            Some(state) if state.code().starts_with("28") => Refusal::Rejected,
+            _ => Refusal::Away,
+        }
+    }
 }
 
 impl fmt::Display for DialError {

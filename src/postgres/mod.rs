@@ -17,7 +17,7 @@ use tokio_postgres::Config;
 use tokio_postgres::config::{Host, LoadBalanceHosts, TargetSessionAttrs};
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 
-use crate::backend::{Backend, ConnectionState, Place};
+use crate::backend::{Backend, ConnectionState, Place, Refusal};
 use crate::config::{ConfigError, Problem, env_ms};
 use crate::observe::ServerInfo;
 
@@ -47,6 +47,7 @@ pub struct Postgres {
     dialer: Arc<dyn Dial>,
     config: Config,
     query_timeout: Duration,
+    slow_query_after: Option<Duration>,
     server: ServerInfo,
     /// What the environment had wrong.
     problems: Vec<Problem>,
@@ -67,7 +68,14 @@ impl Postgres {
             database: config.get_dbname().or(config.get_user()).unwrap_or_default().to_owned(),
         };
         let dialer = Arc::new(Dialer::new(config.clone(), tls));
-        Self { dialer, config, query_timeout: QUERY_TIMEOUT, server, problems: Vec::new() }
+        Self {
+            dialer,
+            config,
+            query_timeout: QUERY_TIMEOUT,
+            slow_query_after: None,
+            server,
+            problems: Vec::new(),
+        }
     }
 
     /// The server that `DATABASE_URL` names, with `POOL_QUERY_TIMEOUT_MS` if it is set.
@@ -106,6 +114,13 @@ impl Postgres {
         self.query_timeout = timeout;
         self
     }
+
+    /// Tells the observers of each query that took at least so long, with its text. Default: none.
+    #[must_use]
+    pub fn slow_query_after(mut self, bound: Duration) -> Self {
+        self.slow_query_after = Some(bound);
+        self
+    }
 }
 
 fn address(config: &Config) -> String {
@@ -128,6 +143,10 @@ impl Backend for Postgres {
 
     fn state(&self, session: &Session) -> ConnectionState {
         session.state()
+    }
+
+    fn refusal(&self, error: &DialError) -> Refusal {
+        error.refusal()
     }
 
     async fn check(&self, session: &mut Session) -> Result<(), DialError> {

@@ -32,7 +32,7 @@ pub struct Session {
 /// What a session's next user must be spared.
 #[derive(Debug, Default)]
 pub(super) struct Doubt {
-    /// `raw()` was used: of no more use.
+    /// `raw()` was used, or the server has gone away or become read-only: of no more use.
     lost: AtomicBool,
     /// A query was left before its end, and may be running: to be cancelled.
     running: AtomicBool,
@@ -162,6 +162,9 @@ impl Running<'_, '_> {
             Ok(_) => self.ended(QueryEnd::Ok),
             Err(error) => {
                 self.track.doubt.unread.store(true, Relaxed);
+                if error.ends_the_session() {
+                    self.track.doubt.lost.store(true, Relaxed);
+                }
                 let timed_out = error.is_timeout();
                 self.ended(if timed_out { QueryEnd::TimedOut } else { QueryEnd::Failed });
                 if timed_out {
@@ -182,6 +185,7 @@ impl Running<'_, '_> {
 
     fn ended(&mut self, end: QueryEnd) {
         self.ended = true;
+        self.tell_if_slow();
         let ledger = self.track.gate.queries();
         match (self.preparing, end) {
             (true, QueryEnd::Ok) => return,
@@ -189,6 +193,15 @@ impl Running<'_, '_> {
             (false, _) => {}
         }
         ledger.ended(end);
+    }
+
+    fn tell_if_slow(&self) {
+        let Some(bound) = self.track.backend.slow_query_after else { return };
+        let (ran, text) = (self.started.elapsed(), self.text);
+        if ran >= bound {
+            let server = &self.track.backend.server;
+            self.track.gate.observe(|| Event::SlowQuery { ran, text, server });
+        }
     }
 
     fn tell(&self, code: &str) {
@@ -313,6 +326,42 @@ impl Connection<Postgres> {
         let track = Track { gate, backend, doubt: &session.doubt, status: &session.status };
         let inner = track.run(Some("BEGIN"), session.client.transaction()).await?;
         Ok(Transaction::new(inner, track))
+    }
+
+    /// Runs `work` in a transaction: committed when it is `Ok`, rolled back when it is `Err`, panics or is dropped.
+    ///
+    /// ```no_run
+    /// # use tower_adaptive_pool::{AdaptivePool, Postgres, QueryError};
+    /// # async fn f(pool: AdaptivePool<Postgres>) -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut connection = pool.acquire().await?;
+    /// connection
+    ///     .in_transaction(async |transaction| {
+    ///         transaction.execute("update accounts set cents = cents - 100 where id = 1", &[]).await?;
+    ///         transaction.execute("update accounts set cents = cents + 100 where id = 2", &[]).await?;
+    ///         Ok::<_, QueryError>(())
+    ///     })
+    ///     .await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// What `work` fails with; or beginning or committing fails.
+    pub async fn in_transaction<T, E: From<QueryError>>(
+        &mut self,
+        work: impl AsyncFnOnce(&mut Transaction<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut transaction = self.transaction().await?;
+        match work(&mut transaction).await {
+            Ok(done) => {
+                transaction.commit().await?;
+                Ok(done)
+            }
+            Err(error) => {
+                // Should this fail, the connection is settled before anybody else gets it; the first error tells more.
+                let _ = transaction.rollback().await;
+                Err(error)
+            }
+        }
     }
 
     /// The client underneath, for everything else (`LISTEN`, `COPY`). Its cancel token does not know the server's address:
