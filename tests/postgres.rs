@@ -657,3 +657,21 @@ async fn a_connection_to_a_server_that_became_read_only_is_not_handed_on() {
     assert_ne!(pid(&next).await, before, "dialed anew: the primary may be elsewhere");
     assert_eq!(next.execute("insert into t values (1)", &[]).await.unwrap(), 1);
 }
+
+#[tokio::test]
+async fn the_server_has_limits_of_its_own_unless_somebody_set_others() {
+    let db = Db::start().await;
+    let shown = async |pool: &Pool, name: &str| -> String {
+        let connection = pool.acquire().await.unwrap();
+        connection.query_one(&format!("show {name}"), &[]).await.unwrap().get(0)
+    };
+    let pool = open(db.builder(|backend| backend.query_timeout(Duration::from_secs(3)))).await;
+    assert_eq!(shown(&pool, "statement_timeout").await, "6s");
+    assert_eq!(shown(&pool, "client_connection_check_interval").await, "2s");
+
+    db.admin.batch_execute(&format!("alter role {} set statement_timeout = '77s'", db.role)).await.unwrap();
+    let pool = db.pool().await;
+    assert_eq!(shown(&pool, "statement_timeout").await, "77s");
+    let pool = open(db.builder(|backend| backend.query_timeout(Duration::MAX))).await;
+    assert_eq!(shown(&pool, "statement_timeout").await, "77s");
+}

@@ -93,7 +93,7 @@ impl Error for DialError {
 
 /// Dials with one kind of TLS connector; behind a `dyn`, so that [`Postgres`](super::Postgres) needs no parameter.
 pub(super) trait Dial: Send + Sync {
-    fn dial(&self, place: Place) -> BoxFuture<'_, Result<Session, DialError>>;
+    fn dial(&self, place: Place, query_timeout: Duration) -> BoxFuture<'_, Result<Session, DialError>>;
 
     /// Asks the server to cancel what runs on a connection, and resolves when it has acted. Safe only while nobody else
     /// can use that connection.
@@ -103,6 +103,20 @@ pub(super) trait Dial: Send + Sync {
 pub(super) struct Dialer<T> {
     config: Config,
     tls: T,
+}
+
+/// The server's own limits, as the second line of defence: a statement ends there at twice our time-out, should our
+/// cancel be lost; and one whose client is gone ends within seconds (PostgreSQL 14 and later).
+///
+/// Only where nothing else is set: what a role, a database or `options` says stays. Without `pg_settings`, which costs a
+/// millisecond to read.
+fn server_limits(query_timeout: Duration) -> Option<String> {
+    let millis = i32::try_from(query_timeout.saturating_mul(2).as_millis()).ok()?;
+    Some(format!(
+        "select set_config(name, value, false) from (values ('statement_timeout', '{millis}'), \
+         ('client_connection_check_interval', '2s')) as limits (name, value) \
+         where current_setting(name, true) = '0'"
+    ))
 }
 
 impl<T> Dialer<T>
@@ -121,7 +135,7 @@ where
         Self { config, tls }
     }
 
-    async fn open(&self, place: Place) -> Result<Session, DialError> {
+    async fn open(&self, place: Place, query_timeout: Duration) -> Result<Session, DialError> {
         let socket = connect(&self.config).await?;
         let status = Arc::new(Status::default());
         let place = Arc::new(place);
@@ -137,6 +151,9 @@ where
             let _ = connection.await;
             place.lost();
         });
+        if let Some(limits) = server_limits(query_timeout) {
+            client.simple_query(&limits).await.map_err(DialError::Postgres)?;
+        }
         // deadpool-postgres aborts the task of this handle when the client goes; ours must live on to say goodbye.
         let nobody = tokio::spawn(async {});
         Ok(Session::new(ClientWrapper::new(client, nobody), status, session_place))
@@ -190,8 +207,8 @@ where
     T::Stream: Send + 'static,
     <T::TlsConnect as TlsConnect<Tap>>::Future: Send + 'static,
 {
-    fn dial(&self, place: Place) -> BoxFuture<'_, Result<Session, DialError>> {
-        Box::pin(self.open(place))
+    fn dial(&self, place: Place, query_timeout: Duration) -> BoxFuture<'_, Result<Session, DialError>> {
+        Box::pin(self.open(place, query_timeout))
     }
 
     fn cancel(&self, token: CancelToken) -> BoxFuture<'_, Result<(), DialError>> {

@@ -109,6 +109,8 @@ impl Postgres {
 
     /// The longest a query may take before it fails with [`QueryError::Timeout`](crate::QueryError::Timeout), which
     /// over HTTP is a 504. For rows that are streamed, the longest between two rows. Default 5 s.
+    ///
+    /// The server's own `statement_timeout` is set to twice that, unless the role, the database or `options` set one.
     #[must_use]
     pub fn query_timeout(mut self, timeout: Duration) -> Self {
         self.query_timeout = timeout;
@@ -138,7 +140,7 @@ impl Backend for Postgres {
     type Error = DialError;
 
     async fn dial(&self, place: Place) -> Result<Session, DialError> {
-        self.dialer.dial(place).await
+        self.dialer.dial(place, self.query_timeout).await
     }
 
     fn state(&self, session: &Session) -> ConnectionState {
