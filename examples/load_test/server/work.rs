@@ -15,6 +15,29 @@ const BURN: &str = "select sum(sqrt(i)) from generate_series(1, 12000) i";
 const UPDATE: &str = "update load_test_counter set n = n + 1 where id = 1";
 const SUM: &str = "select sum(sqrt(i)) from generate_series(1, 3000) i";
 
+/// The same words to two clients whose types have nothing else in common.
+macro_rules! run {
+    ($work:expr, $db:ident) => {{
+        match $work {
+            Work::Sleep6 | Work::Cpu5 => {
+                let statement = $db.prepare_cached($work.only_statement()).await?;
+                $db.query(&statement, &[]).await?;
+            }
+            Work::HotRowLock => {
+                let sleep = $db.prepare_cached(SLEEP).await?;
+                $db.query(&sleep, &[]).await?;
+                let transaction = $db.transaction().await?;
+                let update = transaction.prepare_cached(UPDATE).await?;
+                transaction.execute(&update, &[]).await?;
+                let sum = transaction.prepare_cached(SUM).await?;
+                transaction.query(&sum, &[]).await?;
+                transaction.commit().await?;
+            }
+        }
+        Ok(())
+    }};
+}
+
 impl Work {
     /// Statements the ledger counts for each request that was served.
     pub fn queries(self) -> u64 {
@@ -26,43 +49,11 @@ impl Work {
     }
 
     pub async fn adaptive(self, mut db: Connection<Postgres>) -> Result<(), QueryError> {
-        match self {
-            Self::Sleep6 | Self::Cpu5 => {
-                let statement = db.prepare_cached(self.only_statement()).await?;
-                db.query(&statement, &[]).await?;
-            }
-            Self::HotRowLock => {
-                let sleep = db.prepare_cached(SLEEP).await?;
-                db.query(&sleep, &[]).await?;
-                let transaction = db.transaction().await?;
-                let update = transaction.prepare_cached(UPDATE).await?;
-                transaction.execute(&update, &[]).await?;
-                let sum = transaction.prepare_cached(SUM).await?;
-                transaction.query(&sum, &[]).await?;
-                transaction.commit().await?;
-            }
-        }
-        Ok(())
+        run!(self, db)
     }
 
     pub async fn plain(self, mut db: deadpool_postgres::Client) -> Result<(), tokio_postgres::Error> {
-        match self {
-            Self::Sleep6 | Self::Cpu5 => {
-                let statement = db.prepare_cached(self.only_statement()).await?;
-                db.query(&statement, &[]).await?;
-            }
-            Self::HotRowLock => {
-                let sleep = db.prepare_cached(SLEEP).await?;
-                db.query(&sleep, &[]).await?;
-                let transaction = db.transaction().await?;
-                let update = transaction.prepare_cached(UPDATE).await?;
-                transaction.execute(&update, &[]).await?;
-                let sum = transaction.prepare_cached(SUM).await?;
-                transaction.query(&sum, &[]).await?;
-                transaction.commit().await?;
-            }
-        }
-        Ok(())
+        run!(self, db)
     }
 
     fn only_statement(self) -> &'static str {

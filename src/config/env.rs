@@ -1,0 +1,113 @@
+//! Settings from the environment, over those of the code.
+
+use std::env;
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::{Builder, Choice, Problem};
+#[allow(unused_imports, reason = "the documentation speaks of it")]
+use crate::law::QueueDepth;
+
+impl<K> Builder<K> {
+    /// Takes what the environment says over what was set so far. What it does not mention stays.
+    ///
+    /// | Variable | Setting |
+    /// |---|---|
+    /// | `POOL_NAME` | `name` |
+    /// | `POOL_BASE_MAX` | `min_size` |
+    /// | `POOL_HARD_MAX` | `max_size` |
+    /// | `POOL_SOFT_CAP` | `soft_cap` |
+    /// | `POOL_QUEUE_THRESHOLD` | `hard_cap`: waiters past which 503s begin |
+    /// | `POOL_ACQUIRE_TIMEOUT_MS` | `acquire_timeout` |
+    /// | `POOL_SCALE_MULTIPLIER` | [`QueueDepth::grow_factor`] |
+    /// | `POOL_SCALE_THRESHOLD` | [`QueueDepth::threshold`] |
+    /// | `POOL_SCALE_COOLDOWN_MS` | [`QueueDepth::cooldown`] |
+    /// | `POOL_SHRINK_AFTER_MS` | [`QueueDepth::shrink_after`] |
+    /// | `POOL_DIAL_TIMEOUT_MS` | `dial_timeout` |
+    /// | `POOL_MAX_DIALING` | `max_dialing` |
+    /// | `POOL_IDLE_TIMEOUT_MS` | `idle_timeout` |
+    /// | `POOL_CHECK_AFTER_MS` | `check_after` |
+    /// | `POOL_MAX_LIFETIME_MS` | `max_lifetime` |
+    /// | `POOL_FAIL_FAST` | `fail_fast`: `true` or `false` |
+    ///
+    /// A value that cannot be read is reported by `build()`, with the others. The [`QueueDepth`]
+    /// rows are not looked at under another controller: it has none of these settings.
+    pub fn from_env(self) -> Self {
+        self.overlay(from_process)
+    }
+
+    fn overlay(mut self, var: impl Fn(&str) -> Option<String>) -> Self {
+        let mut vars = Vars { var, problems: &mut self.problems };
+        let settings = &mut self.settings;
+        vars.read("POOL_NAME", "a name", &mut settings.name);
+        vars.read("POOL_BASE_MAX", "a number of connections", &mut settings.min_size);
+        vars.read("POOL_HARD_MAX", "a number of connections", &mut settings.max_size);
+        vars.read("POOL_QUEUE_THRESHOLD", "a number of waiters", &mut settings.hard_cap);
+        let mut soft_cap = settings.soft_cap();
+        if vars.read("POOL_SOFT_CAP", "a number of waiters", &mut soft_cap) {
+            settings.soft_cap = Some(soft_cap);
+        }
+        vars.read_ms("POOL_ACQUIRE_TIMEOUT_MS", &mut settings.acquire_timeout);
+        vars.read_ms("POOL_DIAL_TIMEOUT_MS", &mut settings.dial_timeout);
+        vars.read("POOL_MAX_DIALING", "a number of dials", &mut settings.max_dialing);
+        vars.read_ms("POOL_IDLE_TIMEOUT_MS", &mut settings.idle_timeout);
+        vars.read_ms("POOL_CHECK_AFTER_MS", &mut settings.check_after);
+        let mut lifetime = Duration::ZERO;
+        if vars.read_ms("POOL_MAX_LIFETIME_MS", &mut lifetime) {
+            settings.max_lifetime = Some(lifetime);
+        }
+        vars.read("POOL_FAIL_FAST", "true or false", &mut settings.fail_fast);
+        // A law of the user's own has none of these: then they are another law's, and none of our business.
+        if let Choice::QueueDepth(law) = &mut settings.controller.0 {
+            vars.read("POOL_SCALE_MULTIPLIER", "a number over 1, such as 1.5", &mut law.grow_factor);
+            vars.read("POOL_SCALE_THRESHOLD", "a number of waiters", &mut law.threshold);
+            vars.read_ms("POOL_SCALE_COOLDOWN_MS", &mut law.cooldown);
+            vars.read_ms("POOL_SHRINK_AFTER_MS", &mut law.shrink_after);
+        }
+        self
+    }
+}
+
+/// A variable of this process; what is no Unicode in it cannot be right, and will be refused by name.
+fn from_process(name: &str) -> Option<String> {
+    env::var_os(name).map(|value| value.to_string_lossy().into_owned())
+}
+
+/// Environment variables being read, with what is wrong with them.
+struct Vars<'a, F> {
+    var: F,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl<F: Fn(&str) -> Option<String>> Vars<'_, F> {
+    /// Overwrites `setting` when the variable is there and can be read; true then.
+    fn read<T: FromStr>(&mut self, name: &'static str, form: &str, setting: &mut T) -> bool {
+        let Some(value) = (self.var)(name) else { return false };
+        match value.trim().parse() {
+            Ok(parsed) => {
+                *setting = parsed;
+                true
+            }
+            Err(_) => {
+                let expected = format!("cannot be read: it must be {form}");
+                self.problems.push(Problem::new(name, format!("{value:?}"), expected));
+                false
+            }
+        }
+    }
+
+    fn read_ms(&mut self, name: &'static str, setting: &mut Duration) -> bool {
+        let mut millis = 0;
+        let read = self.read(name, "a whole number of milliseconds", &mut millis);
+        if read {
+            *setting = Duration::from_millis(millis);
+        }
+        read
+    }
+}
+
+/// Reads one duration from the environment, for a backend's own settings.
+#[cfg(feature = "postgres")]
+pub(crate) fn env_ms(name: &'static str, setting: &mut Duration, problems: &mut Vec<Problem>) {
+    Vars { var: from_process, problems }.read_ms(name, setting);
+}
