@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-use super::Inner;
-use super::lifetime::Pooled;
+use super::{Inner, Item};
 use crate::backend::{Backend, ConnectionState};
 #[cfg(feature = "postgres")]
 use crate::gate::Gate;
@@ -20,14 +19,14 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 #[must_use = "a connection that is dropped at once was acquired for nothing"]
 pub struct Connection<B: Backend> {
     /// `None` only while it is being dropped.
-    item: Option<Pooled<B::Connection>>,
+    item: Option<Item<B>>,
     /// Where the hold is measured.
     since: Option<Instant>,
     pool: Arc<Inner<B>>,
 }
 
 impl<B: Backend> Connection<B> {
-    pub(super) fn new(item: Pooled<B::Connection>, pool: &Arc<Inner<B>>) -> Self {
+    pub(super) fn new(item: Item<B>, pool: &Arc<Inner<B>>) -> Self {
         Self { item: Some(item), since: pool.slots.measure(Instant::now), pool: pool.clone() }
     }
 
@@ -80,7 +79,7 @@ impl<B: Backend> Drop for Connection<B> {
 }
 
 impl<B: Backend> Inner<B> {
-    fn give_back(&self, mut item: Pooled<B::Connection>, since: Option<Instant>) {
+    fn give_back(&self, mut item: Item<B>, since: Option<Instant>) {
         if self.lifetime.used_up(&mut item) {
             return self.discard(item);
         }
@@ -89,7 +88,7 @@ impl<B: Backend> Inner<B> {
         }
     }
 
-    fn discard(&self, item: Pooled<B::Connection>) {
+    fn discard(&self, item: Item<B>) {
         self.slots.retire(item);
         self.reconcile();
     }
@@ -108,7 +107,7 @@ async fn settle<B: Backend>(mut held: Unsettled<B>, since: Option<Instant>) {
 
 /// A connection in doubt: discarded unless it was taken out, also when its task is dropped.
 struct Unsettled<B: Backend> {
-    item: Option<Pooled<B::Connection>>,
+    item: Option<Item<B>>,
     pool: Arc<Inner<B>>,
 }
 

@@ -133,7 +133,7 @@ impl<B: Backend> Inner<B> {
             state.rejected = false;
         }
         let pooled = self.lifetime.begin(connection, self.gate.draw());
-        self.slots.opened(pooled, Instant::now().into_std());
+        self.slots.opened(Box::new(pooled), Instant::now().into_std());
         self.gate.observe(|| Event::Dialed { took });
         self.reconcile();
         self.tell();

@@ -57,9 +57,12 @@ pub struct AdaptivePool<B: Backend> {
     inner: Arc<Inner<B>>,
 }
 
+/// What the slots hand from one to the next: a pointer, because a connection may be a few hundred bytes.
+pub(crate) type Item<B> = Box<Pooled<<B as Backend>::Connection>>;
+
 pub(crate) struct Inner<B: Backend> {
     gate: Gate,
-    slots: Slots<Pooled<B::Connection>>,
+    slots: Slots<Item<B>>,
     backend: Arc<B>,
     dialing: Dialing,
     lifetime: Lifetime,
@@ -212,11 +215,7 @@ impl<B: Backend> AdaptivePool<B> {
 impl<B: Backend> Inner<B> {
     /// Checks a granted connection inside the acquire's deadline. The inner error is the dead connection; the outer
     /// one the deadline.
-    async fn check(
-        &self,
-        item: Pooled<B::Connection>,
-        span: Span,
-    ) -> Result<Result<Pooled<B::Connection>, Pooled<B::Connection>>, AcquireError> {
+    async fn check(&self, item: Item<B>, span: Span) -> Result<Result<Item<B>, Item<B>>, AcquireError> {
         let mut grant = Grant { item: Some(item), inner: self, why: Leave::Cancelled };
         let Some(item) = grant.item.as_mut() else { return Err(AcquireError::Closed) };
         let deadline = span.deadline();
@@ -239,7 +238,7 @@ impl<B: Backend> Inner<B> {
     }
 
     /// A dead connection goes, and its acquire goes on with the next one.
-    fn replace(&self, dead: Pooled<B::Connection>, may_wait: bool) -> Entry<Pooled<B::Connection>> {
+    fn replace(&self, dead: Item<B>, may_wait: bool) -> Entry<Item<B>> {
         let entry = self.slots.reject(dead, may_wait);
         self.reconcile();
         entry
@@ -248,7 +247,7 @@ impl<B: Backend> Inner<B> {
 
 /// A grant that has not reached its caller: dropped, it is taken back and its connection, in doubt, discarded.
 struct Grant<'a, B: Backend> {
-    item: Option<Pooled<B::Connection>>,
+    item: Option<Item<B>>,
     inner: &'a Inner<B>,
     why: Leave,
 }
