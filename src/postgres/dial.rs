@@ -5,7 +5,7 @@ use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +41,9 @@ const KEEPALIVE_RETRIES: u32 = 5;
 /// The same for bytes the peer does not acknowledge, for which the kernel alone would try a quarter of an hour.
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
+
+/// How long a connection that was thrown away waits for the answer to its last query before it stops listening.
+const LAST_ANSWER: Duration = Duration::from_secs(5);
 
 /// Why a connection could not be opened.
 #[derive(Debug)]
@@ -146,9 +149,18 @@ where
         let handshake = beside_the_workers(handshake);
         let (client, connection) = handshake.await?.map_err(DialError::Postgres)?;
         let session_place = place.clone();
+        let (in_use, dropped) = oneshot::channel();
         tokio::spawn(async move {
-            // Ends by itself: the client's drop makes it send Terminate once the last answer is in.
-            let _ = connection.await;
+            {
+                let mut connection = pin!(connection);
+                select! {
+                    _ = &mut connection => {}
+                    // Ends by itself: the client's drop makes it send Terminate once the last answer is in. An answer
+                    // that never comes must not keep the socket from the reaper, which alone can write its place off.
+                    _ = dropped => drop(timeout(LAST_ANSWER, connection).await),
+                }
+            }
+            // Only now that it is dropped is the client known to be closed.
             place.lost();
         });
         if let Some(limits) = server_limits(query_timeout) {
@@ -156,7 +168,7 @@ where
         }
         // deadpool-postgres aborts the task of this handle when the client goes; ours must live on to say goodbye.
         let nobody = tokio::spawn(async {});
-        Ok(Session::new(ClientWrapper::new(client, nobody), status, session_place))
+        Ok(Session::new(ClientWrapper::new(client, nobody), status, session_place, in_use))
     }
 
     /// PostgreSQL closes a cancel request's connection after it has signalled the backend, so that EOF is the news.

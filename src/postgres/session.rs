@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use deadpool_postgres::ClientWrapper;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::types::{BorrowToSql, ToSql};
 use tokio_postgres::{Client, Row, Statement};
@@ -27,6 +28,8 @@ pub struct Session {
     doubt: Doubt,
     /// Shared with the stream: the place is taken until both are gone, whichever goes first.
     _place: Arc<Place>,
+    /// Dropped with the session: the connection's task learns that nobody waits for answers any more.
+    _in_use: oneshot::Sender<()>,
 }
 
 /// What a session's next user must be spared.
@@ -52,8 +55,13 @@ impl Doubt {
 }
 
 impl Session {
-    pub(super) fn new(client: ClientWrapper, status: Arc<Status>, place: Arc<Place>) -> Self {
-        Self { client, status, doubt: Doubt::default(), _place: place }
+    pub(super) fn new(
+        client: ClientWrapper,
+        status: Arc<Status>,
+        place: Arc<Place>,
+        in_use: oneshot::Sender<()>,
+    ) -> Self {
+        Self { client, status, doubt: Doubt::default(), _place: place, _in_use: in_use }
     }
 
     pub(super) fn state(&self) -> ConnectionState {
