@@ -90,13 +90,13 @@ pub(crate) fn timed_out<T>(
 }
 
 /// A place in the queue. Dropping it gives the place up, and a permit already set aside goes to the next in line.
-struct Wait<'a, T> {
-    slots: &'a Slots<T>,
-    key: Option<Key>,
+pub(super) struct Wait<'a, T> {
+    pub slots: &'a Slots<T>,
+    pub key: Option<Key>,
 }
 
 impl<T> Wait<'_, T> {
-    fn leave(&mut self, why: Leave) {
+    pub fn leave(&mut self, why: Leave) {
         if let Some(key) = self.key.take() {
             self.slots.leave(key, why);
         }

@@ -4,6 +4,8 @@ mod acquire;
 pub(crate) mod counts;
 mod drain;
 mod driver;
+#[cfg(test)]
+mod interleavings;
 pub(crate) mod ledger;
 pub(crate) mod limiter;
 pub(crate) mod permits;

@@ -5,9 +5,14 @@
 //! argument, waiting is a [`Waker`].
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
+#[cfg(not(test))]
+use std::sync::{Mutex, MutexGuard};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
+
+#[cfg(test)]
+use shuttle::sync::{Mutex, MutexGuard}; // for the interleaving tests, which decide who runs next at each lock
 
 use super::counts::{Bounds, Counts, Published};
 use super::permits::{Entry, Leave, State};
