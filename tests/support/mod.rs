@@ -4,6 +4,7 @@
 
 pub mod line;
 pub mod postgres;
+pub mod proxy;
 pub mod sim;
 
 use std::{future::Future, panic::Location, time::Duration};

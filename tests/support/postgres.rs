@@ -4,12 +4,12 @@
 //! `#[path = "../tests/support/postgres.rs"] mod postgres;`
 
 #[path = "postgres/host.rs"] // said here, because this file is itself included by path
-mod host;
+pub mod host;
 
 use std::{
     fmt, fs,
     io::{self, BufRead, BufReader, Write},
-    os::unix::process::CommandExt,
+    os::unix::{fs::OpenOptionsExt, process::CommandExt},
     path::Path,
     process::{Child, Stdio},
     sync::{
@@ -36,11 +36,13 @@ pub struct Options {
     pub max_connections: u32,
     /// Lines of postgresql.conf; they win over our own.
     pub settings: Vec<(String, String)>,
+    /// Names and texts of files beside the data directory (`../name` in a setting), for the server's eyes only.
+    pub files: Vec<(String, String)>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { role_connection_limit: None, max_connections: 120, settings: Vec::new() }
+        Self { role_connection_limit: None, max_connections: 120, settings: Vec::new(), files: Vec::new() }
     }
 }
 
@@ -97,13 +99,17 @@ impl PostgresServer {
         let directory = tempfile::Builder::new().prefix("throw-away-postgres-").tempdir()?;
         let user = ServerUser::of(&directory)?;
         let (superuser_password, app_password) = (random_hex()?, random_hex()?);
-        for (name, text) in [
-            ("password", superuser_password.clone()),
-            ("roles.sql", roles(&options, &app_password)),
-            ("settings", settings(&options, directory.path())),
-        ] {
+        let ours = [
+            ("password", &superuser_password),
+            ("roles.sql", &roles(&options, &app_password)),
+            ("settings", &settings(&options, directory.path())),
+        ];
+        let theirs = options.files.iter().map(|(name, text)| (name.as_str(), text));
+        for (name, text) in ours.into_iter().chain(theirs) {
             let path = directory.path().join(name);
-            fs::write(&path, text)?;
+            // A private key that others can read is one that PostgreSQL refuses.
+            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+            file.write_all(text.as_bytes())?;
             user.own(&path)?;
         }
 
