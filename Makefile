@@ -4,7 +4,7 @@
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
 
-setup: ## install what is missing: PostgreSQL's programs, a linker
+setup: ## install what is missing: PostgreSQL's and Redis's programs, a linker
 	@scripts/setup
 
 demo: setup ## run the load test and show what the pool does; options in ARGS="..."
@@ -24,7 +24,7 @@ check: ## formatting, lints, documentation, each feature alone, the oldest compi
 	cargo fmt --check
 	cargo clippy --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --all-features
-	@set -e; for feature in "" postgres axum tracing; do \
+	@set -e; for feature in "" postgres axum deadpool tracing; do \
 		echo "cargo clippy --lib, with no feature but '$$feature'"; \
 		cargo clippy --lib --no-default-features --features "$$feature" -- -D warnings; \
 	done

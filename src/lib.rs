@@ -46,12 +46,13 @@
 //!
 //! # What is here
 //!
-//! - [`AdaptivePool`] over a [`Backend`]: [`Postgres`], or one of your own. Its connections are handed out as
+//! - [`AdaptivePool`] over a [`Backend`]: [`Postgres`], any deadpool manager (`Deadpool`), or one of your own. Its connections are handed out as
 //!   [`Connection`] guards.
 //! - [`Limiter`]: the same without connections, for a client that owns its pool.
 //! - [`Gate`]: the face of both that needs no type parameter. The layer asks it; it shows a [`Snapshot`].
 //! - [`AdaptivePoolLayer`]: asks the gate about each request.
 //! - [`Controller`]: the law that decides the size. [`QueueDepth`] is the default.
+//! - [`sizing`]: what to begin with; `AdaptivePool::preflight` compares it with what PostgreSQL allows.
 //! - [`Observer`]: is told each [`Event`]; [`Otel`] speaks OpenTelemetry.
 //!
 //! # Invariants
@@ -69,7 +70,7 @@
 //!
 //! # Features
 //!
-//! `postgres` (default), `axum`, `tracing`.
+//! `postgres` (default), `axum`, `deadpool` (the adapter), `tracing`.
 //!
 //! # Reading order
 //!
@@ -86,12 +87,17 @@ mod law;
 mod layer;
 mod observe;
 mod pool;
+pub mod sizing;
 
 #[cfg(feature = "axum")]
 pub mod axum;
+#[cfg(feature = "deadpool")]
+pub mod deadpool;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 
+#[cfg(feature = "deadpool")]
+pub use self::deadpool::Deadpool;
 pub use backend::{Backend, ConnectionState, Place, Refusal};
 pub use config::{Builder, ConfigError, ControllerChoice, LimitOnly, Problem};
 pub use error::{AcquireError, AcquireTimeout, DrainTimeout, SharedError, Shed, ShedReason};

@@ -101,6 +101,7 @@ fn tick(gate: &Gate, plant: &dyn Plant, controller: &mut dyn Controller, last: &
         hard_cap: counts.hard_cap,
         arrivals: counts.acquires.started - last.counts.acquires.started,
         completions: counts.completions - last.counts.completions,
+        failures: counts.failures - last.counts.failures,
         timeouts: counts.acquires.timed_out - last.counts.acquires.timed_out,
         dial_failures: dial_failures - last.dial_failures,
         use_time: counts.use_time,

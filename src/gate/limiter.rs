@@ -51,6 +51,8 @@ pub struct Permit {
     place: Option<Place>,
     /// Where the hold is measured.
     since: Option<Clock>,
+    /// Told to have failed.
+    failed: bool,
     limiter: Arc<Inner>,
 }
 
@@ -121,6 +123,7 @@ impl Limiter {
         Permit {
             place: Some(place),
             since: self.inner.slots.measure(Clock::now),
+            failed: false,
             limiter: self.inner.clone(),
         }
     }
@@ -129,6 +132,18 @@ impl Limiter {
 impl From<Limiter> for Gate {
     fn from(limiter: Limiter) -> Self {
         limiter.inner.gate.clone()
+    }
+}
+
+impl Permit {
+    /// Tells the controller, in its next [`Sample`](crate::Sample), that this use failed: a time-out or an error that
+    /// speaks of overload, as the caller judges. However often it is called, one use fails once.
+    ///
+    /// Nothing else follows from it: the permit goes on to the next in line as usual.
+    pub fn failed(&mut self) {
+        if !std::mem::replace(&mut self.failed, true) {
+            self.limiter.slots.failed();
+        }
     }
 }
 

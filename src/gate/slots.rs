@@ -151,6 +151,11 @@ impl<T> Slots<T> {
         surplus.is_some()
     }
 
+    /// A holder says that its use failed.
+    pub fn failed(&self) {
+        self.lock().counts.failures += 1;
+    }
+
     /// Measures one hold in [`SAMPLED`]: a mean needs no more, and the others save two readings of the clock. Whose turn
     /// it is need not be exact, so no read-modify-write is paid for it.
     pub fn measure<C>(&self, clock: impl FnOnce() -> C) -> Option<C> {

@@ -38,6 +38,10 @@ pub struct Sample {
     pub arrivals: u64,
     /// Connections given back since the last sample.
     pub completions: u64,
+    /// Uses that were told to have failed ([`Connection::failed`](crate::Connection::failed),
+    /// [`Permit::failed`](crate::Permit::failed)) since the last sample. Counted when told: one sample may see the
+    /// failure, the next the completion.
+    pub failures: u64,
     /// Acquires that ran into their deadline since the last sample.
     pub timeouts: u64,
     /// Dials that failed since the last sample.

@@ -22,12 +22,25 @@ pub struct Connection<B: Backend> {
     item: Option<Item<B>>,
     /// Where the hold is measured.
     since: Option<Instant>,
+    /// Told to have failed.
+    failed: bool,
     pool: Arc<Inner<B>>,
 }
 
 impl<B: Backend> Connection<B> {
     pub(super) fn new(item: Item<B>, pool: &Arc<Inner<B>>) -> Self {
-        Self { item: Some(item), since: pool.slots.measure(Instant::now), pool: pool.clone() }
+        let since = pool.slots.measure(Instant::now);
+        Self { item: Some(item), since, failed: false, pool: pool.clone() }
+    }
+
+    /// Tells the controller, in its next [`Sample`](crate::Sample), that this use failed: a time-out or an error that
+    /// speaks of overload, as the caller judges. However often it is called, one use fails once.
+    ///
+    /// Nothing else follows from it: the connection goes on to the next in line as usual.
+    pub fn failed(&mut self) {
+        if !std::mem::replace(&mut self.failed, true) {
+            self.pool.slots.failed();
+        }
     }
 
     #[cfg(feature = "postgres")]

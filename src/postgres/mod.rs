@@ -1,6 +1,7 @@
 //! PostgreSQL: connections that are tracked, so that nobody ever gets one with somebody else's work in it.
 
 mod dial;
+mod preflight;
 mod rows;
 mod session;
 mod statement;
@@ -23,6 +24,7 @@ use crate::observe::ServerInfo;
 
 pub use dial::DialError;
 use dial::{Dial, Dialer};
+pub use preflight::{Finding, Pools, Preflight, PreflightError};
 pub use rows::Rows;
 pub use session::Session;
 pub use statement::Sql;

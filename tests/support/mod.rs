@@ -5,6 +5,7 @@
 pub mod line;
 pub mod postgres;
 pub mod proxy;
+pub mod redis;
 pub mod sim;
 
 use std::{future::Future, panic::Location, time::Duration};
