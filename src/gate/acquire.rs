@@ -1,16 +1,17 @@
 //! From an entry to a grant: the wait, its deadline, and what a waiter leaves behind when it is dropped.
 
-use std::future::Future;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::Gate;
+use super::driver::TICK;
 use super::permits::{Entry, Leave};
 use super::queue::{Answer, Key};
-use super::slots::Slots;
+use super::slots::{Slots, Times};
 use crate::error::{AcquireError, AcquireTimeout, SharedError, ShedReason};
 use crate::observe::{Event, ShedBy};
 
@@ -30,6 +31,20 @@ impl Span {
     pub fn deadline(self) -> Instant {
         after(self.started, self.timeout)
     }
+
+    /// Whether the wait needs a timer of its own: nobody else answers at the deadline, or they might oversleep it.
+    fn is_short(self) -> bool {
+        self.timeout < 2 * TICK
+    }
+}
+
+/// Begins an acquire. `span` begins with it, if it may have to wait.
+pub(crate) async fn enter<T>(gate: &Gate, slots: &Slots<T>, span: &mut Option<Span>) -> Entry<T> {
+    let mut times = || {
+        let span = span.get_or_insert_with(|| Span::from_now(gate));
+        Times { now: span.started.into_std(), deadline: span.deadline().into_std() }
+    };
+    poll_fn(|cx| Poll::Ready(slots.enter(cx.waker(), &mut times))).await
 }
 
 /// So much later. `Duration::MAX`, which no clock can count to, is thirty years, as in tokio's own timers.
@@ -54,18 +69,40 @@ pub(crate) async fn granted<T>(
         }
         Entry::Closed => return Err(AcquireError::Closed),
     };
-    let mut wait = Wait { slots, key: Some(key) };
-    match timeout_at(span.deadline(), &mut wait).await {
-        Ok(Answer::Granted(item)) => Ok(item),
-        Ok(Answer::PushedOut) => {
+    match answered(slots, span, key).await {
+        Answer::Granted(item) => Ok(item),
+        Answer::PushedOut => {
             let queue_depth = slots.published.occupancy().queue_depth;
             Err(AcquireError::Shed(gate.shed(ShedReason::HardCap, queue_depth, ShedBy::Gate)))
         }
-        Ok(Answer::Failed(error)) => Err(AcquireError::Dial(error)),
-        Ok(Answer::Closed) => Err(AcquireError::Closed),
-        Err(_) => {
+        Answer::Failed(error) => Err(AcquireError::Dial(error)),
+        Answer::Closed => Err(AcquireError::Closed),
+        Answer::TimedOut => Err(timed_out(gate, slots, span, dial_error())),
+    }
+}
+
+/// The answer to a wait. The driver answers at the deadline, so that thousands of waits need no timer each; only where it
+/// is gone with its runtime, or the deadline is nearer than it looks, the wait has one of its own.
+async fn answered<T>(slots: &Slots<T>, span: Span, key: Key) -> Answer<T> {
+    let mut wait = Wait { slots, key: Some(key) };
+    let mut timer = pin!(None::<Sleep>);
+    let answer = poll_fn(|cx| {
+        if let Poll::Ready(answer) = Pin::new(&mut wait).poll(cx) {
+            return Poll::Ready(Some(answer));
+        }
+        if timer.is_none() && (span.is_short() || !slots.published.driven()) {
+            timer.set(Some(sleep_until(span.deadline())));
+        }
+        match timer.as_mut().as_pin_mut() {
+            Some(timer) => timer.poll(cx).map(|()| None),
+            None => Poll::Pending,
+        }
+    });
+    match answer.await {
+        Some(answer) => answer,
+        None => {
             wait.leave(Leave::TimedOut);
-            Err(timed_out(gate, slots, span, dial_error()))
+            Answer::TimedOut
         }
     }
 }

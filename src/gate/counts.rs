@@ -16,6 +16,8 @@ pub(crate) struct Published {
     /// Nanoseconds; 0 is unknown.
     pub(super) use_time: AtomicU64,
     pub(super) draining: AtomicBool,
+    /// The driver is there to answer those whose deadline comes.
+    pub(super) driven: AtomicBool,
 }
 
 impl Published {
@@ -34,6 +36,10 @@ impl Published {
 
     pub fn draining(&self) -> bool {
         self.draining.load(Relaxed)
+    }
+
+    pub fn driven(&self) -> bool {
+        self.driven.load(Relaxed)
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 
 use super::counts::Counts;
 use super::{Gate, Plant};
@@ -14,7 +14,7 @@ use crate::law::{Controller, Decision, Reason, Sample};
 use crate::observe::Event;
 
 /// Between two samples: several of them in one cooldown, and well under any wait a person would notice.
-const TICK: Duration = Duration::from_millis(10);
+pub(super) const TICK: Duration = Duration::from_millis(10);
 
 /// Runs until the plant is gone. Parked while nothing is held or awaited and the size is `min_size`: a pool at rest
 /// costs no CPU, but for a look at the age of its connections now and then.
@@ -42,9 +42,17 @@ async fn drive(
             Wake::Busy => ticks.reset(),
         }
         last.at_rest = false;
+        let mut due = None;
         while !last.at_rest {
-            ticks.tick().await;
+            let next_tick = match due {
+                None => Ok(ticks.tick().await),
+                Some(due) => timeout_at(due, ticks.tick()).await,
+            };
             let Some(plant) = plant.upgrade() else { return };
+            due = plant.expire(Instant::now().into_std()).map(Instant::from_std);
+            if next_tick.is_err() {
+                continue;
+            }
             tick(&gate, &*plant, &mut *controller, &mut last);
             if let Some(cutoff) = idle_timeout.and_then(|t| Instant::now().checked_sub(t)) {
                 close_idle(&gate, &*plant, cutoff);
@@ -148,5 +156,33 @@ pub(crate) fn start(
 ) {
     let plant: Weak<dyn Plant> = Arc::downgrade(plant) as _;
     gate.control(plant.clone());
-    runtime.spawn(drive(gate.clone(), plant, controller, idle_timeout));
+    let driven = Driven::new(plant.clone());
+    let drive = drive(gate.clone(), plant, controller, idle_timeout);
+    runtime.spawn(async move {
+        let _driven = driven;
+        drive.await;
+    });
+}
+
+/// The driver is there, until this goes: also when its runtime is shut down before the pool is dropped.
+struct Driven(Weak<dyn Plant>);
+
+impl Driven {
+    fn new(plant: Weak<dyn Plant>) -> Self {
+        let driven = Self(plant);
+        driven.tell(true);
+        driven
+    }
+
+    fn tell(&self, driven: bool) {
+        if let Some(plant) = self.0.upgrade() {
+            plant.set_driven(driven);
+        }
+    }
+}
+
+impl Drop for Driven {
+    fn drop(&mut self) {
+        self.tell(false);
+    }
 }

@@ -7,7 +7,7 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, Weak};
-use std::task::Poll;
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use shuttle::future::block_on;
@@ -19,7 +19,7 @@ use super::counts::{Bounds, Counts};
 use super::ledger::Acquires;
 use super::permits::{Entry, Leave};
 use super::queue::{Answer, Key};
-use super::slots::Slots;
+use super::slots::{Slots, Times};
 use crate::backend::{Place, PlaceOwner};
 use crate::error::SharedError;
 
@@ -143,7 +143,9 @@ impl Pool {
     fn acquire(&self, caller: Caller) -> Option<Conn> {
         self.tell(|told| told.started += 1);
         let may_wait = !matches!(caller, Caller::Tries);
-        let mut entry = if may_wait { self.slots.enter(|| self.now) } else { self.slots.try_enter() };
+        let deadline = self.now + Duration::from_secs(thread_rng().gen_range(0..2));
+        let enter = || self.slots.enter(Waker::noop(), || Times { now: self.now, deadline });
+        let mut entry = if may_wait { enter() } else { self.slots.try_enter() };
         loop {
             let conn = match entry {
                 Entry::Granted(conn) | Entry::Unproven(conn) => conn,
@@ -161,7 +163,7 @@ impl Pool {
                 assert!(self.held.lock().unwrap().insert(conn.id), "{} has two holders", conn.id);
                 return Some(conn);
             }
-            entry = self.slots.reject(conn, may_wait);
+            entry = self.slots.reject(conn, may_wait.then_some(deadline));
             self.fill();
         }
     }
@@ -183,6 +185,7 @@ impl Pool {
         match (answer, caller) {
             (Some(Answer::Granted(conn)), _) => Some(conn),
             (Some(Answer::PushedOut), _) => self.refused(|told| told.shed += 1),
+            (Some(Answer::TimedOut), _) => self.left(Leave::TimedOut),
             (Some(Answer::Failed(_) | Answer::Closed), _) => self.refused(|told| told.failed += 1),
             (None, Caller::Leaves(_, Leave::TimedOut)) => {
                 wait.leave(Leave::TimedOut);
@@ -391,7 +394,8 @@ fn acquire_and_do_anything(pool: &Pool) {
             pool.fill();
         }
         30..33 => drop(pool.slots.sample(pool.now)),
-        33..36 => drop(pool.slots.close_idle_since(pool.now)),
+        33..35 => drop(pool.slots.close_idle_since(pool.now)),
+        35 => drop(pool.slots.expire(pool.now)),
         36 => pool.slots.start_drain(),
         37 => pool.slots.close(),
         _ => {}

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::time::Instant as Clock;
 
-use super::acquire::{Span, granted};
+use super::acquire::{Span, enter, granted};
 use super::counts::{Bounds, Counts};
 use super::drain::drain;
 use super::permits::Entry;
@@ -69,9 +69,13 @@ impl Limiter {
     /// [`AcquireError::Closed`] once drained.
     pub async fn acquire(&self) -> Result<Permit, AcquireError> {
         let Inner { gate, slots, .. } = &*self.inner;
-        match slots.enter(|| Clock::now().into_std()) {
+        let mut span = None;
+        match enter(gate, slots, &mut span).await {
             Entry::Granted(place) => Ok(self.permit(place)),
-            entry => Ok(self.permit(granted(gate, slots, Span::from_now(gate), entry, || None).await?)),
+            entry => {
+                let span = span.unwrap_or_else(|| Span::from_now(gate));
+                Ok(self.permit(granted(gate, slots, span, entry, || None).await?))
+            }
         }
     }
 
@@ -188,6 +192,14 @@ impl Plant for Inner {
 
     fn sample(&self, now: Instant) -> Counts {
         self.slots.sample(now)
+    }
+
+    fn expire(&self, now: Instant) -> Option<Instant> {
+        self.slots.expire(now)
+    }
+
+    fn set_driven(&self, driven: bool) {
+        self.slots.set_driven(driven);
     }
 
     fn set_target(&self, target: usize) {

@@ -28,7 +28,7 @@ use crate::law::retry_after::retry_after;
 use crate::law::{Decision, Reason};
 use crate::observe::{Event, Observer, ShedBy};
 
-pub(crate) use acquire::{Span, after, granted, timed_out};
+pub(crate) use acquire::{Span, after, enter, granted, timed_out};
 use counts::{Bounds, Counts, Published};
 pub(crate) use drain::drain;
 pub(crate) use driver::start as start_driver;
@@ -79,6 +79,9 @@ pub(crate) trait Plant: Send + Sync {
     fn bounds(&self) -> Bounds;
     /// The counts; the peak starts anew, and so does the age of what came back.
     fn sample(&self, now: Instant) -> Counts;
+    /// Answers those whose deadline has come, and says when the next one may.
+    fn expire(&self, now: Instant) -> Option<Instant>;
+    fn set_driven(&self, driven: bool);
     fn set_target(&self, target: usize);
     fn set_bounds(&self, bounds: Bounds);
     fn close_idle_since(&self, cutoff: Instant) -> usize;

@@ -82,7 +82,7 @@ impl<T> State<T> {
         wanted.min(self.bounds.max_size.saturating_sub(self.counts.places))
     }
 
-    pub fn enter(&mut self) -> Entry<T> {
+    pub fn enter(&mut self, waker: &Waker, deadline: impl FnOnce() -> Instant) -> Entry<T> {
         if self.draining {
             self.counts.acquires.failed += 1;
             return Entry::Closed;
@@ -94,7 +94,7 @@ impl<T> State<T> {
             self.counts.acquires.shed += 1;
             return Entry::Full(self.queue.len());
         }
-        Entry::Queued(self.queue.push_last())
+        Entry::Queued(self.queue.push_last(deadline(), Some(waker.clone())))
     }
 
     /// Nothing is free for somebody who does not wait.

@@ -1,6 +1,7 @@
 //! The waiters, first come first served: a slab with index links, so that joining, answering and leaving are O(1).
 
 use std::task::Waker;
+use std::time::Instant;
 
 use slab::Slab;
 
@@ -15,6 +16,8 @@ pub(crate) enum Answer<T> {
     PushedOut,
     /// No connection can be opened.
     Failed(SharedError),
+    /// The deadline came first.
+    TimedOut,
     /// The pool is closed.
     Closed,
 }
@@ -32,6 +35,7 @@ enum State<T> {
 #[derive(Debug)]
 struct Waiter<T> {
     state: State<T>,
+    deadline: Instant,
     ahead: Option<usize>,
     behind: Option<usize>,
 }
@@ -44,11 +48,13 @@ pub(crate) struct Queue<T> {
     first: Option<usize>,
     last: Option<usize>,
     len: usize,
+    /// No deadline of anybody in line is before this.
+    earliest: Option<Instant>,
 }
 
 impl<T> Queue<T> {
     pub fn with_capacity(capacity: usize) -> Self {
-        Self { waiters: Slab::with_capacity(capacity), first: None, last: None, len: 0 }
+        Self { waiters: Slab::with_capacity(capacity), first: None, last: None, len: 0, earliest: None }
     }
 
     /// Those still waiting for an answer.
@@ -56,9 +62,14 @@ impl<T> Queue<T> {
         self.len
     }
 
-    pub fn push_last(&mut self) -> Key {
+    /// When somebody's deadline may come next; the driver need not look before.
+    pub fn earliest(&self) -> Option<Instant> {
+        self.earliest
+    }
+
+    pub fn push_last(&mut self, deadline: Instant, waker: Option<Waker>) -> Key {
         let ahead = self.last;
-        let key = self.insert(ahead, None);
+        let key = self.insert(deadline, waker, ahead, None);
         match ahead {
             Some(ahead) => self.waiters[ahead].behind = Some(key),
             None => self.first = Some(key),
@@ -67,9 +78,9 @@ impl<T> Queue<T> {
         Key(key)
     }
 
-    pub fn push_first(&mut self) -> Key {
+    pub fn push_first(&mut self, deadline: Instant) -> Key {
         let behind = self.first;
-        let key = self.insert(None, behind);
+        let key = self.insert(deadline, None, None, behind);
         match behind {
             Some(behind) => self.waiters[behind].ahead = Some(key),
             None => self.last = Some(key),
@@ -94,6 +105,34 @@ impl<T> Queue<T> {
         }
     }
 
+    /// Answers all whose deadline has come, and adds whom to wake to `wakers`. O(1) while there are none, else it goes
+    /// through the line: deadlines need not be in the order of arrival.
+    pub fn expire(&mut self, now: Instant, wakers: &mut Vec<Option<Waker>>) {
+        if self.earliest.is_none_or(|earliest| earliest > now) {
+            return;
+        }
+        self.earliest = None;
+        let mut next = self.first;
+        while let Some(key) = next {
+            let Waiter { deadline, behind, .. } = self.waiters[key];
+            next = behind;
+            if deadline <= now {
+                wakers.push(self.answer(key, Answer::TimedOut));
+            } else {
+                self.note(deadline);
+            }
+        }
+    }
+
+    /// Everybody in line who is to be woken, to look at the clock themselves.
+    pub fn take_wakers(&mut self) -> Vec<Option<Waker>> {
+        let waiting = self.waiters.iter_mut().map(|(_, waiter)| match &mut waiter.state {
+            State::Waiting(waker) => waker.take(),
+            State::Answered(_) => None,
+        });
+        waiting.collect()
+    }
+
     /// Fetches the answer and gives up the place. Without an answer yet it remembers whom to wake, and returns who was
     /// to be woken before, to be dropped outside of any lock.
     pub fn take(&mut self, key: Key, waker: &Waker) -> Result<Answer<T>, Option<Waker>> {
@@ -115,9 +154,20 @@ impl<T> Queue<T> {
         }
     }
 
-    fn insert(&mut self, ahead: Option<usize>, behind: Option<usize>) -> usize {
+    fn insert(
+        &mut self,
+        deadline: Instant,
+        waker: Option<Waker>,
+        ahead: Option<usize>,
+        behind: Option<usize>,
+    ) -> usize {
         self.len += 1;
-        self.waiters.insert(Waiter { state: State::Waiting(None), ahead, behind })
+        self.note(deadline);
+        self.waiters.insert(Waiter { state: State::Waiting(waker), deadline, ahead, behind })
+    }
+
+    fn note(&mut self, deadline: Instant) {
+        self.earliest = Some(self.earliest.map_or(deadline, |earliest| earliest.min(deadline)));
     }
 
     fn answer(&mut self, key: usize, answer: Answer<T>) -> Option<Waker> {
@@ -140,6 +190,9 @@ impl<T> Queue<T> {
             None => self.last = ahead,
         }
         self.len -= 1;
+        if self.len == 0 {
+            self.earliest = None;
+        }
     }
 }
 
@@ -148,11 +201,15 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::VecDeque;
+    use std::time::Duration;
 
     #[derive(Clone, Debug)]
     enum Op {
-        PushLast,
-        PushFirst,
+        /// With a deadline so many milliseconds after the start.
+        PushLast(u64),
+        PushFirst(u64),
+        /// The clock says so many milliseconds.
+        Expire(u64),
         AnswerFirst,
         AnswerLast,
         /// Leaves from the place that many from the front, answered ones included.
@@ -161,8 +218,9 @@ mod tests {
 
     fn op() -> impl Strategy<Value = Op> {
         prop_oneof![
-            4 => Just(Op::PushLast),
-            1 => Just(Op::PushFirst),
+            4 => (0u64..100).prop_map(Op::PushLast),
+            1 => (0u64..100).prop_map(Op::PushFirst),
+            1 => (0u64..100).prop_map(Op::Expire),
             2 => Just(Op::AnswerFirst),
             1 => Just(Op::AnswerLast),
             2 => (0usize..40).prop_map(Op::Leave),
@@ -173,13 +231,25 @@ mod tests {
         #[test]
         fn it_behaves_like_a_list_one_can_leave_from_anywhere(ops in prop::collection::vec(op(), 0..200)) {
             let mut queue = Queue::with_capacity(4);
-            let mut line: VecDeque<Key> = VecDeque::new();
-            let mut answered: Vec<(Key, u32)> = Vec::new();
+            let start = Instant::now();
+            let at = |millis| start + Duration::from_millis(millis);
+            let mut line: VecDeque<(Key, u64)> = VecDeque::new();
+            // `None` for a deadline that came.
+            let mut answered: Vec<(Key, Option<u32>)> = Vec::new();
             let mut next = 0;
             for op in ops {
                 match op {
-                    Op::PushLast => line.push_back(queue.push_last()),
-                    Op::PushFirst => line.push_front(queue.push_first()),
+                    Op::PushLast(due) => line.push_back((queue.push_last(at(due), None), due)),
+                    Op::PushFirst(due) => line.push_front((queue.push_first(at(due)), due)),
+                    Op::Expire(now) => {
+                        let mut wakers = Vec::new();
+                        queue.expire(at(now), &mut wakers);
+                        let due = line.iter().filter(|(_, due)| *due <= now);
+                        answered.extend(due.map(|(key, _)| (*key, None)));
+                        let before = line.len();
+                        line.retain(|(_, due)| *due > now);
+                        prop_assert_eq!(wakers.len(), before - line.len());
+                    }
                     Op::AnswerFirst | Op::AnswerLast => {
                         next += 1;
                         let first = matches!(op, Op::AnswerFirst);
@@ -189,22 +259,28 @@ mod tests {
                             (line.pop_back(), queue.answer_last(Answer::Granted(next)))
                         };
                         prop_assert_eq!(whom.is_some(), told.is_ok());
-                        answered.extend(whom.map(|key| (key, next)));
+                        answered.extend(whom.map(|(key, _)| (key, Some(next))));
                     }
                     Op::Leave(at) if at < line.len() => {
-                        let key = line.remove(at).expect("at is in line");
+                        let (key, _) = line.remove(at).expect("at is in line");
                         prop_assert!(queue.leave(key).is_none());
                     }
                     Op::Leave(_) => {
                         if let Some((key, value)) = answered.pop() {
                             let told = queue.take(key, Waker::noop());
-                            prop_assert!(matches!(told, Ok(Answer::Granted(got)) if got == value));
+                            match value {
+                                Some(value) => prop_assert!(matches!(told, Ok(Answer::Granted(got)) if got == value)),
+                                None => prop_assert!(matches!(told, Ok(Answer::TimedOut))),
+                            }
                         }
                     }
                 }
                 prop_assert_eq!(queue.len(), line.len());
-                prop_assert_eq!(queue.first, line.front().map(|key| key.0));
-                prop_assert_eq!(queue.last, line.back().map(|key| key.0));
+                let due = line.iter().map(|(_, due)| at(*due)).min();
+                prop_assert_eq!(queue.earliest.is_some(), due.is_some());
+                prop_assert!(queue.earliest <= due, "nobody is overslept");
+                prop_assert_eq!(queue.first, line.front().map(|(key, _)| key.0));
+                prop_assert_eq!(queue.last, line.back().map(|(key, _)| key.0));
             }
         }
     }

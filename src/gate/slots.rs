@@ -19,6 +19,13 @@ use super::permits::{Entry, Leave, State};
 use super::queue::{Answer, Key};
 use crate::error::SharedError;
 
+/// What an acquire that may wait needs to know.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Times {
+    pub now: Instant,
+    pub deadline: Instant,
+}
+
 /// One hold in so many is timed.
 const SAMPLED: u64 = 16;
 
@@ -35,16 +42,21 @@ impl<T> Slots<T> {
         Self { state: Mutex::new(State::new(bounds)), published: Arc::default(), turn: AtomicU64::new(0) }
     }
 
-    /// Begins an acquire: a permit at once, or a place in the queue. `now` is asked only after a rest.
-    pub fn enter(&self, now: impl FnOnce() -> Instant) -> Entry<T> {
+    /// Begins an acquire: a permit at once, or a place in the queue, where `waker` is woken with the answer. `times` says
+    /// what time it is, and by when the acquire must have ended; it is asked only for a wait and after a rest.
+    pub fn enter(&self, waker: &Waker, mut times: impl FnMut() -> Times) -> Entry<T> {
+        // Nothing idle most likely means a wait: then the clock is read before the lock is taken, not under it.
+        if self.published.idle.load(Relaxed) == 0 {
+            times();
+        }
         let mut state = self.lock();
         state.counts.acquires.started += 1;
         let parked = state.parked.take();
         if parked.is_some() {
             // The driver rested, so nobody has looked at the clock.
-            state.age(now());
+            state.age(times().now);
         }
-        let entry = state.enter();
+        let entry = state.enter(waker, || times().deadline);
         self.publish(&state);
         drop(state);
         wake(parked);
@@ -78,6 +90,7 @@ impl<T> Slots<T> {
         match &answer {
             Answer::Granted(_) => acquires.granted += 1,
             Answer::PushedOut => acquires.shed += 1,
+            Answer::TimedOut => acquires.timed_out += 1,
             Answer::Failed(_) | Answer::Closed => acquires.failed += 1,
         }
         Poll::Ready(answer)
@@ -110,22 +123,22 @@ impl<T> Slots<T> {
     }
 
     /// A grant whose connection turned out dead: its permit is destroyed, and the same acquire goes on with the next
-    /// free connection, or at the head of the queue, or, if it may not wait, not at all.
-    pub fn reject(&self, dead: T, may_wait: bool) -> Entry<T> {
+    /// free connection, or at the head of the queue until its `deadline`, or, without one, not at all.
+    pub fn reject(&self, dead: T, deadline: Option<Instant>) -> Entry<T> {
         let mut state = self.lock();
         state.counts.in_use -= 1;
         state.counts.acquires.granted -= 1;
         let mut pushed_out = None;
-        let entry = match state.take_idle() {
-            Some(entry) => entry,
-            None if may_wait && !state.closed => {
+        let entry = match (state.take_idle(), deadline) {
+            (Some(entry), _) => entry,
+            (None, Some(deadline)) if !state.closed => {
                 // Older rights go first, and the bound of the queue holds: its youngest member makes room.
                 if state.queue.len() >= state.bounds.hard_cap {
                     pushed_out = state.queue.answer_last(Answer::PushedOut).ok().flatten();
                 }
-                Entry::Queued(state.queue.push_first())
+                Entry::Queued(state.queue.push_first(deadline))
             }
-            None => state.miss(),
+            (None, _) => state.miss(),
         };
         self.publish(&state);
         drop(state);
@@ -352,6 +365,27 @@ impl<T> Slots<T> {
         state.counts.peak_in_use = state.counts.in_use;
         state.age(now);
         counts
+    }
+
+    /// Answers those whose deadline has come, and says when the next one may.
+    pub fn expire(&self, now: Instant) -> Option<Instant> {
+        let mut wakers = Vec::new();
+        let mut state = self.lock();
+        state.queue.expire(now, &mut wakers);
+        let next = state.queue.earliest();
+        self.publish(&state);
+        drop(state);
+        wakers.into_iter().for_each(wake);
+        next
+    }
+
+    /// Whether somebody calls [`expire`](Self::expire). Without it everybody must look at the clock themselves.
+    pub fn set_driven(&self, driven: bool) {
+        self.published.driven.store(driven, Relaxed);
+        if !driven {
+            let wakers = self.lock().queue.take_wakers();
+            wakers.into_iter().for_each(wake);
+        }
     }
 
     fn publish(&self, state: &State<T>) {

@@ -20,7 +20,7 @@ use crate::error::{AcquireError, DrainTimeout, SharedError, ShedReason};
 use crate::gate::counts::{Bounds, Counts};
 use crate::gate::permits::{Entry, Leave};
 use crate::gate::slots::Slots;
-use crate::gate::{Gate, Plant, Snapshot, Span, after, drain, granted, start_driver, timed_out};
+use crate::gate::{Gate, Plant, Snapshot, Span, after, drain, enter, granted, start_driver, timed_out};
 use crate::observe::{Event, ShedBy};
 
 pub use connection::Connection;
@@ -88,14 +88,15 @@ impl<B: Backend> AdaptivePool<B> {
     /// [`AcquireError::Dial`] under `fail_fast`, [`AcquireError::Closed`] once drained.
     pub async fn acquire(&self) -> Result<Connection<B>, AcquireError> {
         let inner = &self.inner;
-        let mut entry = match inner.slots.enter(|| Clock::now().into_std()) {
+        let mut span = None;
+        let mut entry = match enter(&inner.gate, &inner.slots, &mut span).await {
             // The usual case pays for no clock.
             Entry::Granted(item) if inner.backend.state(&item.connection) == ConnectionState::Ready => {
                 return Ok(Connection::new(item, inner));
             }
             entry => entry,
         };
-        let span = Span::from_now(&inner.gate);
+        let span = span.unwrap_or_else(|| Span::from_now(&inner.gate));
         loop {
             let unproven = matches!(entry, Entry::Unproven(_));
             let dial_error = || inner.dialing.blocking_error(&inner.slots.counts());
@@ -104,9 +105,9 @@ impl<B: Backend> AdaptivePool<B> {
                 ConnectionState::Ready if !unproven => return Ok(Connection::new(item, inner)),
                 ConnectionState::Ready | ConnectionState::Check => match inner.check(item, span).await? {
                     Ok(item) => return Ok(Connection::new(item, inner)),
-                    Err(dead) => entry = inner.replace(dead, true),
+                    Err(dead) => entry = inner.replace(dead, Some(span)),
                 },
-                ConnectionState::Settle | ConnectionState::Dead => entry = inner.replace(item, true),
+                ConnectionState::Settle | ConnectionState::Dead => entry = inner.replace(item, Some(span)),
             }
         }
     }
@@ -124,7 +125,7 @@ impl<B: Backend> AdaptivePool<B> {
                     ConnectionState::Ready | ConnectionState::Check => {
                         return Ok(Connection::new(item, inner));
                     }
-                    ConnectionState::Settle | ConnectionState::Dead => entry = inner.replace(item, false),
+                    ConnectionState::Settle | ConnectionState::Dead => entry = inner.replace(item, None),
                 },
                 Entry::Full(depth) => {
                     let shed = inner.gate.shed(ShedReason::NoneIdle, depth, ShedBy::Gate);
@@ -237,9 +238,9 @@ impl<B: Backend> Inner<B> {
         self.gate.publish_snapshot();
     }
 
-    /// A dead connection goes, and its acquire goes on with the next one.
-    fn replace(&self, dead: Item<B>, may_wait: bool) -> Entry<Item<B>> {
-        let entry = self.slots.reject(dead, may_wait);
+    /// A dead connection goes, and its acquire goes on with the next one; it waits for one only if it has a span to do so.
+    fn replace(&self, dead: Item<B>, span: Option<Span>) -> Entry<Item<B>> {
+        let entry = self.slots.reject(dead, span.map(|span| span.deadline().into_std()));
         self.reconcile();
         entry
     }
@@ -290,6 +291,14 @@ impl<B: Backend> Plant for Inner<B> {
 
     fn sample(&self, now: Instant) -> Counts {
         self.slots.sample(now)
+    }
+
+    fn expire(&self, now: Instant) -> Option<Instant> {
+        self.slots.expire(now)
+    }
+
+    fn set_driven(&self, driven: bool) {
+        self.slots.set_driven(driven);
     }
 
     fn set_target(&self, target: usize) {
