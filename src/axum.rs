@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::error::Error as StdError;
 use std::fmt;
+use std::future::Future;
 
 use axum_core::extract::{FromRef, FromRequestParts};
 use axum_core::response::{IntoResponse, Response};
@@ -31,8 +32,9 @@ impl<B: Backend> Pooled<B> {
     ///
     /// # Errors
     /// As there; as an [`Error`] each is a response by itself.
-    pub async fn acquire(&self) -> Result<Connection<B>, AcquireError> {
-        self.0.acquire().await
+    #[track_caller]
+    pub fn acquire(&self) -> impl Future<Output = Result<Connection<B>, AcquireError>> + Send + use<'_, B> {
+        self.0.acquire()
     }
 
     /// The pool itself.

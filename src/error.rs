@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::panic::Location;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,8 +94,20 @@ pub struct AcquireTimeout {
     pub size: usize,
     /// Others still waiting.
     pub queue_depth: usize,
+    /// The connection that had been held for the longest time, if any was held.
+    pub oldest_hold: Option<Hold>,
     /// Why no connection could be opened, when dialing is what failed.
     pub dial_error: Option<SharedError>,
+}
+
+/// A connection in somebody's hands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Hold {
+    /// For how long, to within 10 ms.
+    pub held: Duration,
+    /// Where it was acquired.
+    pub acquired_at: &'static Location<'static>,
 }
 
 impl AcquireError {
@@ -123,12 +136,15 @@ impl fmt::Display for AcquireError {
 
 impl fmt::Display for AcquireTimeout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { waited, in_use, size, queue_depth, dial_error } = self;
+        let Self { waited, in_use, size, queue_depth, oldest_hold, dial_error } = self;
         write!(
             f,
             "no connection within {waited:?} (acquire_timeout): {in_use} of {size} connections in use, \
              {queue_depth} others waiting"
         )?;
+        if let Some(Hold { held, acquired_at }) = oldest_hold {
+            write!(f, "; the oldest has been held for {held:?}, acquired at {acquired_at}")?;
+        }
         match dial_error {
             Some(error) => write!(f, "; the last dial failed: {error}"),
             None => Ok(()),

@@ -100,7 +100,7 @@ pub mod postgres;
 pub use self::deadpool::Deadpool;
 pub use backend::{Backend, ConnectionState, Place, Refusal};
 pub use config::{Builder, ConfigError, ControllerChoice, LimitOnly, Problem};
-pub use error::{AcquireError, AcquireTimeout, DrainTimeout, SharedError, Shed, ShedReason};
+pub use error::{AcquireError, AcquireTimeout, DrainTimeout, Hold, SharedError, Shed, ShedReason};
 pub use gate::ledger::{Acquires, Admissions, Queries};
 pub use gate::limiter::{Limiter, Permit};
 pub use gate::{Gate, Snapshot, Verdict, WeakGate};

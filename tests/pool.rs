@@ -3,9 +3,10 @@
 mod support;
 
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use support::sim::{Conn, Sim};
 use tokio::time::{Instant, sleep, timeout};
 use tower_adaptive_pool::{
     AcquireError, Acquires, AdaptivePool, Backend, Builder, Connection, ConnectionState, Controller,
-    Decision, Limiter, Place, QueueDepth, Reason, Sample, ShedReason,
+    Decision, Event, Gate, Hold, Limiter, Observer, Place, QueueDepth, Reason, Sample, ShedReason,
 };
 
 const SOON: Duration = Duration::from_secs(1);
@@ -787,4 +788,134 @@ async fn a_connection_is_replaced_after_max_uses() {
     }
     assert_eq!(serials, [0, 0, 0, 1, 1, 1, 2]);
     assert_eq!(sim.peak(), 1);
+}
+
+/// What an observer was told of long holds.
+#[derive(Clone, Default)]
+struct LongHolds(Arc<Mutex<Vec<Hold>>>);
+
+impl Observer for LongHolds {
+    fn on_event(&self, _: &Gate, event: &Event<'_>) {
+        if let Event::HeldForLong { hold, .. } = event {
+            self.0.lock().unwrap().push(*hold);
+        }
+    }
+}
+
+impl LongHolds {
+    fn take(&self) -> Vec<Hold> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hold_over_the_bound_is_told_once_with_the_place_where_it_was_acquired() {
+    let told = LongHolds::default();
+    let pool = open(builder(&Sim::default(), 2, 2).leak_warning_after(ms(500)).observer(told.clone())).await;
+    // After a rest, when the driver's own time is old.
+    sleep(SOON * 10).await;
+    let (leaked, line) = (pool.acquire().await.unwrap(), line!());
+    let brief = pool.try_acquire().unwrap();
+    sleep(ms(450)).await;
+    drop(brief);
+    assert_eq!(told.take(), [], "not yet, and never for who gave it back in time");
+    sleep(ms(200)).await;
+    let [hold] = told.take()[..] else { panic!("told once") };
+    assert_eq!((hold.acquired_at.file(), hold.acquired_at.line()), (file!(), line));
+    assert!((ms(490)..ms(660)).contains(&hold.held), "{hold:?}");
+    sleep(SOON * 10).await;
+    assert_eq!(told.take(), [], "once");
+    drop(leaked);
+    let (_again, line) = (pool.acquire().await.unwrap(), line!());
+    sleep(SOON).await;
+    let [hold] = told.take()[..] else { panic!("told once for each hold") };
+    assert_eq!(hold.acquired_at.line(), line);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limiters_permits_are_watched_as_well() {
+    let told = LongHolds::default();
+    let limiter = Limiter::builder().min_size(1).max_size(1).leak_warning_after(ms(500));
+    let limiter = limiter.observer(told.clone()).acquire_timeout(ms(100)).build().unwrap();
+    let (_permit, line) = (limiter.acquire().await.unwrap(), line!());
+    sleep(SOON).await;
+    assert_eq!(told.take().first().map(|hold| hold.acquired_at.line()), Some(line));
+    let Err(AcquireError::Timeout(timeout)) = limiter.acquire().await else { panic!("there is only one") };
+    assert_eq!(timeout.oldest_hold.map(|hold| hold.acquired_at.line()), Some(line));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_of_one_that_waits_for_itself_fails_at_its_deadline_and_says_who_holds_it() {
+    let pool = open(builder(&Sim::default(), 1, 1).acquire_timeout(ms(700))).await;
+    let (_held, line) = (pool.acquire().await.unwrap(), line!());
+    sleep(ms(300)).await;
+    let started = Instant::now();
+    let error = pool.acquire().await.unwrap_err();
+    assert!((ms(700)..ms(710)).contains(&started.elapsed()), "{:?}", started.elapsed());
+    let said = error.to_string();
+    let place = format!("acquired at {}:{line}:", file!());
+    assert!(said.contains("1 of 1 connections in use") && said.contains(&place), "{said}");
+    let AcquireError::Timeout(timeout) = error else { panic!("{said}") };
+    let held = timeout.oldest_hold.unwrap().held;
+    assert!((ms(990)..=ms(1_010)).contains(&held), "{held:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_deadline_is_kept_whatever_the_drivers_pace_and_the_order_of_the_queue() {
+    for timeout in [1, 7, 19, 20, 21, 33, 250] {
+        let pool = open(builder(&Sim::default(), 1, 1).acquire_timeout(ms(timeout))).await;
+        let _held = pool.acquire().await.unwrap();
+        let waits = (0..20).map(|index| {
+            let pool = pool.clone();
+            tokio::spawn(async move {
+                sleep(ms(index * 3)).await;
+                let started = Instant::now();
+                let error = pool.acquire().await.unwrap_err();
+                (error.code(), started.elapsed())
+            })
+        });
+        for wait in waits.collect::<Vec<_>>() {
+            let (code, waited) = wait.await.unwrap();
+            assert_eq!(code, "pool_wait_timeout");
+            assert!((ms(timeout)..=ms(timeout + 1)).contains(&waited), "{waited:?} of {timeout} ms");
+        }
+        assert_adds_up(&pool.snapshot().acquires);
+    }
+}
+
+/// Not on virtual time: two runtimes have two clocks.
+#[test]
+fn one_deadline_is_kept_though_the_runtime_of_the_pool_is_gone() {
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (pools, callers) = (runtime(), runtime());
+    let limiter = {
+        let _inside = pools.enter();
+        Limiter::builder().min_size(1).max_size(1).acquire_timeout(ms(200)).build().unwrap()
+    };
+    let _held = limiter.try_acquire().unwrap();
+    let waiting = callers.spawn({
+        let limiter = limiter.clone();
+        async move { limiter.acquire().await.unwrap_err().code() }
+    });
+    callers.block_on(eventually(SOON, async || limiter.gate().snapshot().queue_depth == 1));
+    pools.shutdown_timeout(SOON);
+    callers.block_on(async {
+        assert_eq!(timeout(SOON, waiting).await.unwrap().unwrap(), "pool_wait_timeout");
+        let late = timeout(SOON, limiter.acquire()).await.unwrap();
+        assert_eq!(late.unwrap_err().code(), "pool_wait_timeout");
+    });
+    assert_adds_up(&limiter.gate().snapshot().acquires);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acquire_polled_after_its_end_says_so_and_harms_nothing() {
+    let pool = open(builder(&Sim::default(), 1, 1)).await;
+    let mut acquire = Box::pin(pool.acquire());
+    drop(acquire.as_mut().await.unwrap());
+    let again = catch_unwind(AssertUnwindSafe(|| poll_once(acquire.as_mut()).is_ready()));
+    let said = again.unwrap_err();
+    assert!(said.downcast_ref::<&str>().unwrap().contains("after completion"));
+    assert!(pool.acquire().await.is_ok());
+    assert_adds_up(&pool.snapshot().acquires);
 }

@@ -28,6 +28,7 @@ impl<K> Builder<K> {
     /// | `POOL_IDLE_TIMEOUT_MS` | `idle_timeout` |
     /// | `POOL_CHECK_AFTER_MS` | `check_after` |
     /// | `POOL_MAX_LIFETIME_MS` | `max_lifetime` |
+    /// | `POOL_LEAK_WARNING_AFTER_MS` | `leak_warning_after` |
     /// | `POOL_FAIL_FAST` | `fail_fast`: `true` or `false` |
     ///
     /// A value that cannot be read is reported by `build()`, with the others. The [`QueueDepth`]
@@ -52,9 +53,12 @@ impl<K> Builder<K> {
         vars.read("POOL_MAX_DIALING", "a number of dials", &mut settings.max_dialing);
         vars.read_ms("POOL_IDLE_TIMEOUT_MS", &mut settings.idle_timeout);
         vars.read_ms("POOL_CHECK_AFTER_MS", &mut settings.check_after);
-        let mut lifetime = Duration::ZERO;
-        if vars.read_ms("POOL_MAX_LIFETIME_MS", &mut lifetime) {
-            settings.max_lifetime = Some(lifetime);
+        let mut bound = Duration::ZERO;
+        if vars.read_ms("POOL_MAX_LIFETIME_MS", &mut bound) {
+            settings.max_lifetime = Some(bound);
+        }
+        if vars.read_ms("POOL_LEAK_WARNING_AFTER_MS", &mut bound) {
+            settings.leak_warning_after = Some(bound);
         }
         vars.read("POOL_FAIL_FAST", "true or false", &mut settings.fail_fast);
         // A law of the user's own has none of these: then they are another law's, and none of our business.

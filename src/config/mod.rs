@@ -50,6 +50,7 @@ pub(crate) struct Settings {
     pub max_lifetime: Option<Duration>,
     pub max_uses: Option<u64>,
     pub fail_fast: bool,
+    pub leak_warning_after: Option<Duration>,
     pub seed: Option<u64>,
     pub controller: ControllerChoice,
     pub observers: Vec<Arc<dyn Observer>>,
@@ -82,6 +83,8 @@ impl Default for Settings {
             max_uses: None,
             // A restart of the database takes seconds: waiting through it serves more than failing.
             fail_fast: false,
+            // A request that uses one connection for a minute has forgotten it, or should know that it has not.
+            leak_warning_after: Some(Duration::from_secs(60)),
             seed: None,
             controller: QueueDepth::default().into(),
             observers: Vec::new(),
@@ -117,6 +120,9 @@ impl Settings {
         Problem::unless_positive(&mut problems, "idle_timeout", self.idle_timeout);
         if let Some(lifetime) = self.max_lifetime {
             Problem::unless_positive(&mut problems, "max_lifetime", lifetime);
+        }
+        if let Some(bound) = self.leak_warning_after {
+            Problem::unless_positive(&mut problems, "leak_warning_after", bound);
         }
         if self.max_uses == Some(0) {
             problems.push(Problem::new("max_uses", 0, "must be at least 1 use"));
@@ -226,6 +232,13 @@ impl<K> Builder<K> {
     /// The longest an acquire waits, for queue, check and dial together. Default 2 s.
     pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
         self.settings.acquire_timeout = timeout;
+        self
+    }
+
+    /// Tells the observers, once, of whoever has held a connection for so long, and where it was acquired. `None` never.
+    /// Default 60 s.
+    pub fn leak_warning_after(mut self, bound: impl Into<Option<Duration>>) -> Self {
+        self.settings.leak_warning_after = bound.into();
         self
     }
 

@@ -41,7 +41,11 @@ impl Span {
 /// Begins an acquire. `span` begins with it, if it may have to wait.
 pub(crate) async fn enter<T>(gate: &Gate, slots: &Slots<T>, span: &mut Option<Span>) -> Entry<T> {
     let mut times = || {
-        let span = span.get_or_insert_with(|| Span::from_now(gate));
+        let span = span.get_or_insert_with(|| {
+            let span = Span::from_now(gate);
+            gate.holds().clock.set(span.started);
+            span
+        });
         Times { now: span.started.into_std(), deadline: span.deadline().into_std() }
     };
     poll_fn(|cx| Poll::Ready(slots.enter(cx.waker(), &mut times))).await
@@ -120,6 +124,7 @@ pub(crate) fn timed_out<T>(
         in_use: counts.in_use,
         size: counts.places,
         queue_depth: counts.queue_depth,
+        oldest_hold: gate.holds().oldest(),
         dial_error,
     });
     gate.observe(|| Event::AcquireTimedOut { error: &error, waited: span.started.elapsed() });

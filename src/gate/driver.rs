@@ -94,7 +94,12 @@ async fn wait(plant: &Weak<dyn Plant>, last: &Last, sweep_every: Option<Duration
 }
 
 fn tick(gate: &Gate, plant: &dyn Plant, controller: &mut dyn Controller, last: &mut Last) {
-    let now = Instant::now().into_std();
+    let now = Instant::now();
+    gate.holds().clock.set(now);
+    for hold in gate.holds().overdue() {
+        gate.observe(|| Event::HeldForLong { hold });
+    }
+    let now = now.into_std();
     let counts = plant.sample(now);
     let dial_failures = gate.dial_failures();
     let sample = Sample {

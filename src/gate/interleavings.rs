@@ -145,7 +145,7 @@ impl Pool {
         let may_wait = !matches!(caller, Caller::Tries);
         let deadline = self.now + Duration::from_secs(thread_rng().gen_range(0..2));
         let enter = || self.slots.enter(Waker::noop(), || Times { now: self.now, deadline });
-        let mut entry = if may_wait { enter() } else { self.slots.try_enter() };
+        let mut entry = if may_wait { enter() } else { self.slots.try_enter(|| self.now) };
         loop {
             let conn = match entry {
                 Entry::Granted(conn) | Entry::Unproven(conn) => conn,

@@ -1,5 +1,7 @@
 //! Limit-only mode: permits without connections, for a client that owns its pool.
 
+use std::future::Future;
+use std::panic::Location;
 use std::sync::{Arc, Weak};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
@@ -10,6 +12,7 @@ use tokio::time::Instant as Clock;
 use super::acquire::{Span, enter, granted};
 use super::counts::{Bounds, Counts};
 use super::drain::drain;
+use super::holds::{At, Holder};
 use super::permits::Entry;
 use super::slots::Slots;
 use super::{Gate, Plant, driver};
@@ -38,17 +41,24 @@ pub struct Limiter {
 #[derive(Debug)]
 struct Inner {
     gate: Gate,
-    slots: Slots<Place>,
+    slots: Slots<Limited>,
     /// Notified whenever a permit is gone.
     changed: Notify,
     this: Weak<Inner>,
+}
+
+/// What a limiter's slots carry.
+#[derive(Debug)]
+struct Limited {
+    _place: Place,
+    holder: Holder,
 }
 
 /// The right to one use of what a [`Limiter`] limits; dropping it gives it to the next in line.
 #[derive(Debug)]
 #[must_use = "a permit that is dropped at once limits nothing"]
 pub struct Permit {
-    place: Option<Place>,
+    place: Option<Limited>,
     /// Where the hold is measured.
     since: Option<Clock>,
     /// Told to have failed.
@@ -67,14 +77,19 @@ impl Limiter {
     /// # Errors
     /// [`AcquireError::Shed`] when the queue is full, [`AcquireError::Timeout`] at the deadline,
     /// [`AcquireError::Closed`] once drained.
-    pub async fn acquire(&self) -> Result<Permit, AcquireError> {
+    #[track_caller]
+    pub fn acquire(&self) -> impl Future<Output = Result<Permit, AcquireError>> + Send + use<'_> {
+        self.acquire_at(Location::caller())
+    }
+
+    async fn acquire_at(&self, at: At) -> Result<Permit, AcquireError> {
         let Inner { gate, slots, .. } = &*self.inner;
         let mut span = None;
         match enter(gate, slots, &mut span).await {
-            Entry::Granted(place) => Ok(self.permit(place)),
+            Entry::Granted(place) => Ok(self.permit(place, at)),
             entry => {
                 let span = span.unwrap_or_else(|| Span::from_now(gate));
-                Ok(self.permit(granted(gate, slots, span, entry, || None).await?))
+                Ok(self.permit(granted(gate, slots, span, entry, || None).await?, at))
             }
         }
     }
@@ -83,10 +98,11 @@ impl Limiter {
     ///
     /// # Errors
     /// [`AcquireError::Shed`] when none is free, [`AcquireError::Closed`] once drained.
+    #[track_caller]
     pub fn try_acquire(&self) -> Result<Permit, AcquireError> {
-        let Inner { gate, slots, .. } = &*self.inner;
-        match slots.try_enter() {
-            Entry::Granted(place) | Entry::Unproven(place) => Ok(self.permit(place)),
+        let (Inner { gate, slots, .. }, at) = (&*self.inner, Location::caller());
+        match slots.try_enter(|| gate.holds().clock.look().into_std()) {
+            Entry::Granted(place) | Entry::Unproven(place) => Ok(self.permit(place, at)),
             Entry::Full(depth) => {
                 Err(AcquireError::Shed(gate.shed(ShedReason::NoneIdle, depth, ShedBy::Gate)))
             }
@@ -123,7 +139,8 @@ impl Limiter {
         Ok(Self { inner })
     }
 
-    fn permit(&self, place: Place) -> Permit {
+    fn permit(&self, mut place: Limited, at: At) -> Permit {
+        place.holder.begin(&self.inner.gate.holds().clock, at);
         Permit {
             place: Some(place),
             since: self.inner.slots.measure(Clock::now),
@@ -154,6 +171,7 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(place) = self.place.take() {
+            place.holder.end();
             self.limiter.slots.release(place, self.since.map(|since| since.elapsed()));
         }
     }
@@ -163,7 +181,7 @@ impl Inner {
     /// Permits cost nothing to make: the target comes true at once.
     fn fill(&self) {
         while self.slots.begin_open() {
-            let place = Place::new(self.this.clone());
+            let place = Limited { _place: Place::new(self.this.clone()), holder: self.gate.holds().join() };
             self.slots.opened(place, Clock::now().into_std());
         }
     }

@@ -4,6 +4,7 @@ mod acquire;
 pub(crate) mod counts;
 mod drain;
 mod driver;
+pub(crate) mod holds;
 #[cfg(test)]
 mod interleavings;
 pub(crate) mod ledger;
@@ -32,6 +33,7 @@ pub(crate) use acquire::{Span, after, enter, granted, timed_out};
 use counts::{Bounds, Counts, Published};
 pub(crate) use drain::drain;
 pub(crate) use driver::start as start_driver;
+use holds::Holds;
 use ledger::{AdmissionLedger, QueryLedger};
 pub use snapshot::Snapshot;
 
@@ -64,6 +66,7 @@ struct Inner {
     last_counts: OnceLock<Counts>,
     admissions: AdmissionLedger,
     queries: QueryLedger,
+    holds: Holds,
     dial_failures: AtomicU64,
     written_off: AtomicU64,
     draws: AtomicU64,
@@ -104,6 +107,7 @@ impl Gate {
             last_counts: OnceLock::new(),
             admissions: AdmissionLedger::default(),
             queries: QueryLedger::default(),
+            holds: Holds::new(settings.leak_warning_after),
             dial_failures: AtomicU64::new(0),
             written_off: AtomicU64::new(0),
             draws: AtomicU64::new(settings.seed()),
@@ -258,6 +262,10 @@ impl Gate {
 
     pub(crate) fn wrote_off(&self) {
         self.inner.written_off.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn holds(&self) -> &Holds {
+        &self.inner.holds
     }
 
     #[cfg(feature = "postgres")]

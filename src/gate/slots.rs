@@ -64,10 +64,13 @@ impl<T> Slots<T> {
     }
 
     /// A permit at once or nothing. Never overtakes a waiter: while somebody waits nothing is idle.
-    pub fn try_enter(&self) -> Entry<T> {
+    pub fn try_enter(&self, now: impl FnOnce() -> Instant) -> Entry<T> {
         let mut state = self.lock();
         state.counts.acquires.started += 1;
         let parked = state.parked.take();
+        if parked.is_some() {
+            state.age(now());
+        }
         let entry = state.take_idle().unwrap_or_else(|| state.miss());
         self.publish(&state);
         drop(state);

@@ -6,7 +6,7 @@ mod tracing;
 
 use std::time::Duration;
 
-use crate::error::{AcquireError, SharedError, Shed};
+use crate::error::{AcquireError, Hold, SharedError, Shed};
 use crate::gate::{Gate, WeakGate};
 use crate::law::Reason;
 
@@ -88,6 +88,12 @@ pub enum Event<'a> {
     DialFailed {
         /// Why.
         error: &'a SharedError,
+    },
+    /// Somebody has held a connection for longer than `leak_warning_after`; told once for each hold.
+    #[non_exhaustive]
+    HeldForLong {
+        /// For how long so far, and where it was acquired.
+        hold: Hold,
     },
     /// A place under the ceiling was given up as lost: the server may still count a connection for it.
     #[non_exhaustive]

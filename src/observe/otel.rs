@@ -131,6 +131,7 @@ where
             Event::SlowQuery { .. }
             | Event::Dialed { .. }
             | Event::DialFailed { .. }
+            | Event::HeldForLong { .. }
             | Event::WrittenOff {} => {}
         }
     }

@@ -45,6 +45,9 @@ impl Observer for Tracing {
             }
             Event::Dialed { took } => tracing::debug!(pool, ?took, "connection opened"),
             Event::DialFailed { error } => tracing::warn!(pool, %error, "dial failed"),
+            Event::HeldForLong { hold } => {
+                tracing::warn!(pool, held = ?hold.held, acquired_at = %hold.acquired_at, "connection held for long: leaked?");
+            }
             Event::WrittenOff {} => {
                 tracing::error!(pool, "connection written off: the server was not heard from");
             }

@@ -11,6 +11,7 @@ use super::{Inner, Item};
 use crate::backend::{Backend, ConnectionState};
 #[cfg(feature = "postgres")]
 use crate::gate::Gate;
+use crate::gate::holds::At;
 
 /// The longest a connection may take to be settled before it is discarded instead.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,7 +29,8 @@ pub struct Connection<B: Backend> {
 }
 
 impl<B: Backend> Connection<B> {
-    pub(super) fn new(item: Item<B>, pool: &Arc<Inner<B>>) -> Self {
+    pub(super) fn new(mut item: Item<B>, pool: &Arc<Inner<B>>, at: At) -> Self {
+        item.holder.begin(&pool.gate.holds().clock, at);
         let since = pool.slots.measure(Instant::now);
         Self { item: Some(item), since, failed: false, pool: pool.clone() }
     }
@@ -78,6 +80,7 @@ const HELD: &str = "a guard holds its connection until it is dropped";
 impl<B: Backend> Drop for Connection<B> {
     fn drop(&mut self) {
         let Some(item) = self.item.take() else { return };
+        item.holder.end();
         let pool = &self.pool;
         match pool.backend.state(&item.connection) {
             ConnectionState::Ready | ConnectionState::Check => pool.give_back(item, self.since),
@@ -93,7 +96,7 @@ impl<B: Backend> Drop for Connection<B> {
 
 impl<B: Backend> Inner<B> {
     fn give_back(&self, mut item: Item<B>, since: Option<Instant>) {
-        if self.lifetime.used_up(&mut item) {
+        if self.lifetime.used_up(&mut item, &self.gate.holds().clock) {
             return self.discard(item);
         }
         if self.slots.release(item, since.map(|since| since.elapsed())) {

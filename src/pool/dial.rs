@@ -132,7 +132,8 @@ impl<B: Backend> Inner<B> {
             state.last_error = None;
             state.rejected = false;
         }
-        let pooled = self.lifetime.begin(connection, self.gate.draw());
+        let holds = self.gate.holds();
+        let pooled = self.lifetime.begin(connection, holds.join(), &holds.clock, self.gate.draw());
         self.slots.opened(Box::new(pooled), Instant::now().into_std());
         self.gate.observe(|| Event::Dialed { took });
         self.reconcile();

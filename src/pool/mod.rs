@@ -6,6 +6,8 @@ mod lifetime;
 
 use std::error::Error;
 use std::fmt;
+use std::future::Future;
+use std::panic::Location;
 use std::sync::{Arc, Weak};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
@@ -18,6 +20,7 @@ use crate::backend::{Backend, ConnectionState, PlaceOwner};
 use crate::config::{Builder, ConfigError};
 use crate::error::{AcquireError, DrainTimeout, SharedError, ShedReason};
 use crate::gate::counts::{Bounds, Counts};
+use crate::gate::holds::At;
 use crate::gate::permits::{Entry, Leave};
 use crate::gate::slots::Slots;
 use crate::gate::{Gate, Plant, Snapshot, Span, after, drain, enter, granted, start_driver, timed_out};
@@ -86,13 +89,18 @@ impl<B: Backend> AdaptivePool<B> {
     /// # Errors
     /// [`AcquireError::Shed`] when the queue is full, [`AcquireError::Timeout`] at the deadline,
     /// [`AcquireError::Dial`] under `fail_fast`, [`AcquireError::Closed`] once drained.
-    pub async fn acquire(&self) -> Result<Connection<B>, AcquireError> {
+    #[track_caller]
+    pub fn acquire(&self) -> impl Future<Output = Result<Connection<B>, AcquireError>> + Send + use<'_, B> {
+        self.acquire_at(Location::caller())
+    }
+
+    async fn acquire_at(&self, at: At) -> Result<Connection<B>, AcquireError> {
         let inner = &self.inner;
         let mut span = None;
         let mut entry = match enter(&inner.gate, &inner.slots, &mut span).await {
             // The usual case pays for no clock.
             Entry::Granted(item) if inner.backend.state(&item.connection) == ConnectionState::Ready => {
-                return Ok(Connection::new(item, inner));
+                return Ok(Connection::new(item, inner, at));
             }
             entry => entry,
         };
@@ -102,9 +110,9 @@ impl<B: Backend> AdaptivePool<B> {
             let dial_error = || inner.dialing.blocking_error(&inner.slots.counts());
             let item = granted(&inner.gate, &inner.slots, span, entry, dial_error).await?;
             match inner.backend.state(&item.connection) {
-                ConnectionState::Ready if !unproven => return Ok(Connection::new(item, inner)),
+                ConnectionState::Ready if !unproven => return Ok(Connection::new(item, inner, at)),
                 ConnectionState::Ready | ConnectionState::Check => match inner.check(item, span).await? {
-                    Ok(item) => return Ok(Connection::new(item, inner)),
+                    Ok(item) => return Ok(Connection::new(item, inner, at)),
                     Err(dead) => entry = inner.replace(dead, Some(span)),
                 },
                 ConnectionState::Settle | ConnectionState::Dead => entry = inner.replace(item, Some(span)),
@@ -116,14 +124,15 @@ impl<B: Backend> AdaptivePool<B> {
     ///
     /// # Errors
     /// [`AcquireError::Shed`] when none is free, [`AcquireError::Closed`] once drained.
+    #[track_caller]
     pub fn try_acquire(&self) -> Result<Connection<B>, AcquireError> {
-        let inner = &self.inner;
-        let mut entry = inner.slots.try_enter();
+        let (inner, at) = (&self.inner, Location::caller());
+        let mut entry = inner.slots.try_enter(|| inner.gate.holds().clock.look().into_std());
         loop {
             match entry {
                 Entry::Granted(item) | Entry::Unproven(item) => match inner.backend.state(&item.connection) {
                     ConnectionState::Ready | ConnectionState::Check => {
-                        return Ok(Connection::new(item, inner));
+                        return Ok(Connection::new(item, inner, at));
                     }
                     ConnectionState::Settle | ConnectionState::Dead => entry = inner.replace(item, None),
                 },
@@ -316,8 +325,9 @@ impl<B: Backend> Plant for Inner<B> {
     }
 
     fn sweep(&self) {
-        self.lifetime.look();
-        self.slots.close_idle_if(|item| self.lifetime.is_over(item));
+        let clock = &self.gate.holds().clock;
+        clock.look();
+        self.slots.close_idle_if(|item| item.is_over(clock));
         self.reconcile();
     }
 
