@@ -163,6 +163,35 @@ impl Error for AcquireError {
     }
 }
 
+/// Fewer than `min_size` connections could be opened in time.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct NotReady {
+    /// Connections that are open.
+    pub open: usize,
+    /// Connections that should be.
+    pub min_size: usize,
+    /// Why the last dial failed, if one did.
+    pub error: Option<SharedError>,
+}
+
+impl fmt::Display for NotReady {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { open, min_size, error } = self;
+        write!(f, "{open} of {min_size} connections (min_size) could be opened")?;
+        match error {
+            Some(error) => write!(f, ": {error}"),
+            None => f.write_str(": no more were opened within dial_timeout"),
+        }
+    }
+}
+
+impl Error for NotReady {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.error.as_ref().map(|error| &**error as &(dyn Error + 'static))
+    }
+}
+
 /// [`drain`](crate::AdaptivePool::drain) ran into its deadline with connections still open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

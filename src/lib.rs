@@ -100,7 +100,7 @@ pub mod postgres;
 pub use self::deadpool::Deadpool;
 pub use backend::{Backend, ConnectionState, Place, Refusal};
 pub use config::{Builder, ConfigError, ControllerChoice, LimitOnly, Problem};
-pub use error::{AcquireError, AcquireTimeout, DrainTimeout, Hold, SharedError, Shed, ShedReason};
+pub use error::{AcquireError, AcquireTimeout, DrainTimeout, Hold, NotReady, SharedError, Shed, ShedReason};
 pub use gate::ledger::{Acquires, Admissions, Queries};
 pub use gate::limiter::{Limiter, Permit};
 pub use gate::{Gate, Snapshot, Verdict, WeakGate};
@@ -109,7 +109,7 @@ pub use layer::{AdaptivePoolLayer, AdaptivePoolService, Respond, ResponseFuture,
 #[cfg(feature = "tracing")]
 pub use observe::Tracing;
 pub use observe::{Event, Observer, Otel, ServerInfo, ShedBy};
-pub use pool::{AdaptivePool, Connection, NotReady};
+pub use pool::{AdaptivePool, Connection};
 
 #[cfg(feature = "postgres")]
 pub use error::QueryError;

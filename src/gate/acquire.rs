@@ -1,8 +1,9 @@
 //! From an entry to a grant: the wait, its deadline, and what a waiter leaves behind when it is dropped.
 
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
-use std::task::{Context, Poll, ready};
+use std::future::Future;
+use std::mem;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -38,76 +39,148 @@ impl Span {
     }
 }
 
-/// Begins an acquire. `span` begins with it, if it may have to wait.
-pub(crate) async fn enter<T>(gate: &Gate, slots: &Slots<T>, span: &mut Option<Span>) -> Entry<T> {
-    let mut times = || {
-        let span = span.get_or_insert_with(|| {
-            let span = Span::from_now(gate);
-            gate.holds().clock.set(span.started);
-            span
-        });
-        Times { now: span.started.into_std(), deadline: span.deadline().into_std() }
-    };
-    poll_fn(|cx| Poll::Ready(slots.enter(cx.waker(), &mut times))).await
-}
-
 /// So much later. `Duration::MAX`, which no clock can count to, is thirty years, as in tokio's own timers.
 pub(crate) fn after(now: Instant, timeout: Duration) -> Instant {
     const FAR: Duration = Duration::from_secs(30 * 365 * 86_400);
     now.checked_add(timeout).unwrap_or(now + FAR)
 }
 
-/// Waits for what an entry promises. `dial_error` is asked only when the deadline came first.
-pub(crate) async fn granted<T>(
-    gate: &Gate,
-    slots: &Slots<T>,
-    span: Span,
-    entry: Entry<T>,
-    dial_error: impl FnOnce() -> Option<SharedError>,
-) -> Result<T, AcquireError> {
-    let key = match entry {
-        Entry::Granted(item) | Entry::Unproven(item) => return Ok(item),
-        Entry::Queued(key) => key,
-        Entry::Full(queue_depth) => {
-            return Err(AcquireError::Shed(gate.shed(ShedReason::HardCap, queue_depth, ShedBy::Gate)));
+/// An acquire under way that found nothing in passing: what it does next, and by when it must have ended.
+///
+/// A future by hand, polled again after [`resume`](Self::resume): it is a tenth of a kilobyte where nested `async fn`s are
+/// half of one, and thousands may wait.
+pub(crate) struct Acquiring<'a, T> {
+    gate: &'a Gate,
+    slots: &'a Slots<T>,
+    span: Option<Span>,
+    stage: Stage<'a, T>,
+    /// Boxed, because hardly any wait has one.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+enum Stage<'a, T> {
+    Arrived,
+    Entered(Entry<T>),
+    Waiting(Wait<'a, T>),
+    Ended,
+}
+
+/// What an acquire was given.
+pub(crate) struct Grant<T> {
+    pub item: T,
+    /// It was idle for so long that it may have died unheard.
+    pub unproven: bool,
+}
+
+/// Why an acquire was given nothing.
+#[derive(Debug)]
+pub(crate) enum Denied {
+    /// So many wait.
+    Full(usize),
+    Failed(SharedError),
+    TimedOut,
+    Closed,
+}
+
+impl Denied {
+    /// As the caller gets it, told to the observers. `dial_error` is asked only when the deadline came first.
+    pub fn into_error<T>(
+        self,
+        gate: &Gate,
+        slots: &Slots<T>,
+        span: Span,
+        dial_error: impl FnOnce() -> Option<SharedError>,
+    ) -> AcquireError {
+        match self {
+            Self::Full(depth) => AcquireError::Shed(gate.shed(ShedReason::HardCap, depth, ShedBy::Gate)),
+            Self::Failed(error) => AcquireError::Dial(error),
+            Self::TimedOut => timed_out(gate, slots, span, dial_error()),
+            Self::Closed => AcquireError::Closed,
         }
-        Entry::Closed => return Err(AcquireError::Closed),
-    };
-    match answered(slots, span, key).await {
-        Answer::Granted(item) => Ok(item),
-        Answer::PushedOut => {
-            let queue_depth = slots.published.occupancy().queue_depth;
-            Err(AcquireError::Shed(gate.shed(ShedReason::HardCap, queue_depth, ShedBy::Gate)))
-        }
-        Answer::Failed(error) => Err(AcquireError::Dial(error)),
-        Answer::Closed => Err(AcquireError::Closed),
-        Answer::TimedOut => Err(timed_out(gate, slots, span, dial_error())),
     }
 }
 
-/// The answer to a wait. The driver answers at the deadline, so that thousands of waits need no timer each; only where it
-/// is gone with its runtime, or the deadline is nearer than it looks, the wait has one of its own.
-async fn answered<T>(slots: &Slots<T>, span: Span, key: Key) -> Answer<T> {
-    let mut wait = Wait { slots, key: Some(key) };
-    let mut timer = pin!(None::<Sleep>);
-    let answer = poll_fn(|cx| {
-        if let Poll::Ready(answer) = Pin::new(&mut wait).poll(cx) {
-            return Poll::Ready(Some(answer));
+impl<'a, T> Acquiring<'a, T> {
+    pub fn new(gate: &'a Gate, slots: &'a Slots<T>) -> Self {
+        Self { gate, slots, span: None, stage: Stage::Arrived, timer: None }
+    }
+
+    /// Goes on, as the same acquire, with what took the place of a dead connection.
+    pub fn resume(&mut self, entry: Entry<T>) {
+        self.stage = Stage::Entered(entry);
+    }
+
+    /// Begins now, if it had no reason to look at the clock before.
+    pub fn span(&mut self) -> Span {
+        *self.span.get_or_insert_with(|| {
+            let span = Span::from_now(self.gate);
+            self.gate.holds().clock.set(span.started);
+            span
+        })
+    }
+
+    fn enter(&mut self, waker: &Waker) -> Entry<T> {
+        let span = self.span();
+        self.slots.enter(waker, Times { now: span.started.into_std(), deadline: span.deadline().into_std() })
+    }
+
+    /// The driver answers at the deadline, so that thousands of waits need no timer each; only where it is gone with its
+    /// runtime, or the deadline is nearer than it looks, a wait has one of its own.
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let span = self.span();
+        if self.timer.is_none() && (span.is_short() || !self.slots.published.driven()) {
+            self.timer = Some(Box::pin(sleep_until(span.deadline())));
         }
-        if timer.is_none() && (span.is_short() || !slots.published.driven()) {
-            timer.set(Some(sleep_until(span.deadline())));
+        self.timer.as_mut().map_or(Poll::Pending, |timer| timer.as_mut().poll(cx))
+    }
+}
+
+// Nothing in it is pinned: what is awaited is in a box or in the slots.
+impl<T> Unpin for Acquiring<'_, T> {}
+
+impl<T> Future for Acquiring<'_, T> {
+    type Output = Result<Grant<T>, Denied>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let entry = match mem::replace(&mut this.stage, Stage::Ended) {
+            Stage::Arrived => Some(this.enter(cx.waker())),
+            Stage::Entered(entry) => Some(entry),
+            Stage::Waiting(wait) => {
+                this.stage = Stage::Waiting(wait);
+                None
+            }
+            Stage::Ended => Some(Entry::Closed),
+        };
+        match entry {
+            Some(Entry::Granted(item)) => return Poll::Ready(Ok(Grant { item, unproven: false })),
+            Some(Entry::Unproven(item)) => return Poll::Ready(Ok(Grant { item, unproven: true })),
+            Some(Entry::Full(depth)) => return Poll::Ready(Err(Denied::Full(depth))),
+            Some(Entry::Closed) => return Poll::Ready(Err(Denied::Closed)),
+            Some(Entry::Queued(key)) => {
+                this.stage = Stage::Waiting(Wait { slots: this.slots, key: Some(key) });
+            }
+            None => {}
         }
-        match timer.as_mut().as_pin_mut() {
-            Some(timer) => timer.poll(cx).map(|()| None),
-            None => Poll::Pending,
-        }
-    });
-    match answer.await {
-        Some(answer) => answer,
-        None => {
-            wait.leave(Leave::TimedOut);
-            Answer::TimedOut
-        }
+        let Stage::Waiting(wait) = &mut this.stage else { return Poll::Ready(Err(Denied::Closed)) };
+        let answer = match Pin::new(&mut *wait).poll(cx) {
+            Poll::Ready(answer) => answer,
+            Poll::Pending if this.poll_timer(cx).is_pending() => return Poll::Pending,
+            Poll::Pending => {
+                if let Stage::Waiting(wait) = &mut this.stage {
+                    wait.leave(Leave::TimedOut);
+                }
+                Answer::TimedOut
+            }
+        };
+        this.stage = Stage::Ended;
+        Poll::Ready(match answer {
+            Answer::Granted(item) => Ok(Grant { item, unproven: false }),
+            Answer::PushedOut => Err(Denied::Full(this.slots.published.occupancy().queue_depth)),
+            Answer::Failed(error) => Err(Denied::Failed(error)),
+            Answer::Closed => Err(Denied::Closed),
+            Answer::TimedOut => Err(Denied::TimedOut),
+        })
     }
 }
 

@@ -33,17 +33,20 @@ impl SlowClock {
         Self { began: Instant::now(), millis: AtomicU64::new(0) }
     }
 
+    #[inline]
     pub fn set(&self, now: Instant) {
         self.millis.store(millis(now.saturating_duration_since(self.began)), Relaxed);
     }
 
     /// Sets it, and says what time it is.
+    #[inline]
     pub fn look(&self) -> Instant {
         let now = Instant::now();
         self.set(now);
         now
     }
 
+    #[inline]
     pub fn read(&self) -> u64 {
         self.millis.load(Relaxed)
     }
@@ -70,6 +73,7 @@ struct Shared {
 }
 
 impl Holder {
+    #[inline]
     pub fn begin(&mut self, clock: &SlowClock, place: At) {
         if self.place.is_none_or(|known| !ptr::eq(known, place)) {
             self.place = Some(place);
@@ -79,6 +83,7 @@ impl Holder {
         self.shared.since.store(clock.read() + 1, Release);
     }
 
+    #[inline]
     pub fn end(&self) {
         self.shared.since.store(0, Relaxed);
     }

@@ -144,8 +144,12 @@ impl Pool {
         self.tell(|told| told.started += 1);
         let may_wait = !matches!(caller, Caller::Tries);
         let deadline = self.now + Duration::from_secs(thread_rng().gen_range(0..2));
-        let enter = || self.slots.enter(Waker::noop(), || Times { now: self.now, deadline });
-        let mut entry = if may_wait { enter() } else { self.slots.try_enter(|| self.now) };
+        let enter = || self.slots.enter(Waker::noop(), Times { now: self.now, deadline });
+        let mut entry = match self.slots.take() {
+            Some(conn) => Entry::Granted(conn),
+            None if may_wait => enter(),
+            None => self.slots.try_enter(|| self.now),
+        };
         loop {
             let conn = match entry {
                 Entry::Granted(conn) | Entry::Unproven(conn) => conn,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::time::Instant as Clock;
 
-use super::acquire::{Span, enter, granted};
+use super::acquire::Acquiring;
 use super::counts::{Bounds, Counts};
 use super::drain::drain;
 use super::holds::{At, Holder};
@@ -84,13 +84,13 @@ impl Limiter {
 
     async fn acquire_at(&self, at: At) -> Result<Permit, AcquireError> {
         let Inner { gate, slots, .. } = &*self.inner;
-        let mut span = None;
-        match enter(gate, slots, &mut span).await {
-            Entry::Granted(place) => Ok(self.permit(place, at)),
-            entry => {
-                let span = span.unwrap_or_else(|| Span::from_now(gate));
-                Ok(self.permit(granted(gate, slots, span, entry, || None).await?, at))
-            }
+        if let Some(place) = slots.take() {
+            return Ok(self.permit(place, at));
+        }
+        let mut acquiring = Acquiring::new(gate, slots);
+        match (&mut acquiring).await {
+            Ok(grant) => Ok(self.permit(grant.item, at)),
+            Err(denied) => Err(denied.into_error(gate, slots, acquiring.span(), || None)),
         }
     }
 

@@ -11,6 +11,7 @@ pub(crate) mod ledger;
 pub(crate) mod limiter;
 pub(crate) mod permits;
 mod queue;
+mod resize;
 pub(crate) mod slots;
 mod snapshot;
 
@@ -29,7 +30,7 @@ use crate::law::retry_after::retry_after;
 use crate::law::{Decision, Reason};
 use crate::observe::{Event, Observer, ShedBy};
 
-pub(crate) use acquire::{Span, after, enter, granted, timed_out};
+pub(crate) use acquire::{Acquiring, Grant, Span, after, timed_out};
 use counts::{Bounds, Counts, Published};
 pub(crate) use drain::drain;
 pub(crate) use driver::start as start_driver;

@@ -1,5 +1,6 @@
 //! The waiters, first come first served: a slab with index links, so that joining, answering and leaving are O(1).
 
+use std::num::NonZeroU32;
 use std::task::Waker;
 use std::time::Instant;
 
@@ -23,8 +24,21 @@ pub(crate) enum Answer<T> {
 }
 
 /// A waiter's place. It stays valid until its owner calls [`Queue::take`] successfully or [`Queue::leave`].
+///
+/// Half as wide as an index, so that a waiter fits into a line of the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Key(usize);
+pub(crate) struct Key(NonZeroU32);
+
+impl Key {
+    fn of(index: usize) -> Self {
+        let next = u32::try_from(index + 1).ok().and_then(NonZeroU32::new);
+        Self(next.expect("fewer wait than there are numbers"))
+    }
+
+    fn index(self) -> usize {
+        self.0.get() as usize - 1
+    }
+}
 
 #[derive(Debug)]
 enum State<T> {
@@ -36,8 +50,8 @@ enum State<T> {
 struct Waiter<T> {
     state: State<T>,
     deadline: Instant,
-    ahead: Option<usize>,
-    behind: Option<usize>,
+    ahead: Option<Key>,
+    behind: Option<Key>,
 }
 
 /// A queue whose members leave from anywhere. An answered waiter is out of line at once, but its answer stays in the
@@ -45,8 +59,8 @@ struct Waiter<T> {
 #[derive(Debug)]
 pub(crate) struct Queue<T> {
     waiters: Slab<Waiter<T>>,
-    first: Option<usize>,
-    last: Option<usize>,
+    first: Option<Key>,
+    last: Option<Key>,
     len: usize,
     /// No deadline of anybody in line is before this.
     earliest: Option<Instant>,
@@ -71,22 +85,22 @@ impl<T> Queue<T> {
         let ahead = self.last;
         let key = self.insert(deadline, waker, ahead, None);
         match ahead {
-            Some(ahead) => self.waiters[ahead].behind = Some(key),
+            Some(ahead) => self.waiters[ahead.index()].behind = Some(key),
             None => self.first = Some(key),
         }
         self.last = Some(key);
-        Key(key)
+        key
     }
 
     pub fn push_first(&mut self, deadline: Instant) -> Key {
         let behind = self.first;
         let key = self.insert(deadline, None, None, behind);
         match behind {
-            Some(behind) => self.waiters[behind].ahead = Some(key),
+            Some(behind) => self.waiters[behind.index()].ahead = Some(key),
             None => self.last = Some(key),
         }
         self.first = Some(key);
-        Key(key)
+        key
     }
 
     /// Answers the first in line and returns whom to wake, or gives the answer back when nobody waits.
@@ -114,7 +128,7 @@ impl<T> Queue<T> {
         self.earliest = None;
         let mut next = self.first;
         while let Some(key) = next {
-            let Waiter { deadline, behind, .. } = self.waiters[key];
+            let Waiter { deadline, behind, .. } = self.waiters[key.index()];
             next = behind;
             if deadline <= now {
                 wakers.push(self.answer(key, Answer::TimedOut));
@@ -136,7 +150,7 @@ impl<T> Queue<T> {
     /// Fetches the answer and gives up the place. Without an answer yet it remembers whom to wake, and returns who was
     /// to be woken before, to be dropped outside of any lock.
     pub fn take(&mut self, key: Key, waker: &Waker) -> Result<Answer<T>, Option<Waker>> {
-        match &mut self.waiters[key.0].state {
+        match &mut self.waiters[key.index()].state {
             State::Waiting(Some(known)) if known.will_wake(waker) => Err(None),
             State::Waiting(known) => Err(known.replace(waker.clone())),
             State::Answered(_) => self.leave(key).ok_or(None),
@@ -145,10 +159,10 @@ impl<T> Queue<T> {
 
     /// Gives up the place, and returns the answer that had been given already, if any.
     pub fn leave(&mut self, key: Key) -> Option<Answer<T>> {
-        if matches!(self.waiters[key.0].state, State::Waiting(_)) {
-            self.unlink(key.0);
+        if matches!(self.waiters[key.index()].state, State::Waiting(_)) {
+            self.unlink(key);
         }
-        match self.waiters.remove(key.0).state {
+        match self.waiters.remove(key.index()).state {
             State::Waiting(_) => None,
             State::Answered(answer) => Some(answer),
         }
@@ -158,35 +172,35 @@ impl<T> Queue<T> {
         &mut self,
         deadline: Instant,
         waker: Option<Waker>,
-        ahead: Option<usize>,
-        behind: Option<usize>,
-    ) -> usize {
+        ahead: Option<Key>,
+        behind: Option<Key>,
+    ) -> Key {
         self.len += 1;
         self.note(deadline);
-        self.waiters.insert(Waiter { state: State::Waiting(waker), deadline, ahead, behind })
+        Key::of(self.waiters.insert(Waiter { state: State::Waiting(waker), deadline, ahead, behind }))
     }
 
     fn note(&mut self, deadline: Instant) {
         self.earliest = Some(self.earliest.map_or(deadline, |earliest| earliest.min(deadline)));
     }
 
-    fn answer(&mut self, key: usize, answer: Answer<T>) -> Option<Waker> {
+    fn answer(&mut self, key: Key, answer: Answer<T>) -> Option<Waker> {
         self.unlink(key);
-        let state = &mut self.waiters[key].state;
+        let state = &mut self.waiters[key.index()].state;
         match std::mem::replace(state, State::Answered(answer)) {
             State::Waiting(waker) => waker,
             State::Answered(_) => unreachable!("an answered waiter is not in line"),
         }
     }
 
-    fn unlink(&mut self, key: usize) {
-        let Waiter { ahead, behind, .. } = self.waiters[key];
+    fn unlink(&mut self, key: Key) {
+        let Waiter { ahead, behind, .. } = self.waiters[key.index()];
         match ahead {
-            Some(ahead) => self.waiters[ahead].behind = behind,
+            Some(ahead) => self.waiters[ahead.index()].behind = behind,
             None => self.first = behind,
         }
         match behind {
-            Some(behind) => self.waiters[behind].ahead = ahead,
+            Some(behind) => self.waiters[behind.index()].ahead = ahead,
             None => self.last = ahead,
         }
         self.len -= 1;
@@ -279,8 +293,8 @@ mod tests {
                 let due = line.iter().map(|(_, due)| at(*due)).min();
                 prop_assert_eq!(queue.earliest.is_some(), due.is_some());
                 prop_assert!(queue.earliest <= due, "nobody is overslept");
-                prop_assert_eq!(queue.first, line.front().map(|(key, _)| key.0));
-                prop_assert_eq!(queue.last, line.back().map(|(key, _)| key.0));
+                prop_assert_eq!(queue.first, line.front().map(|(key, _)| *key));
+                prop_assert_eq!(queue.last, line.back().map(|(key, _)| *key));
             }
         }
     }

@@ -4,22 +4,21 @@
 //! wakers are called and connections dropped after the lock is gone. No clock and no runtime here: `now` is an
 //! argument, waiting is a [`Waker`].
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, PoisonError};
-#[cfg(not(test))]
-use std::sync::{Mutex, MutexGuard};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
+#[cfg(not(test))]
+use parking_lot::{Mutex, MutexGuard}; // spins first: what it protects is over sooner than a thread sleeps
 #[cfg(test)]
 use shuttle::sync::{Mutex, MutexGuard}; // for the interleaving tests, which decide who runs next at each lock
 
 use super::counts::{Bounds, Counts, Published};
 use super::permits::{Entry, Leave, State};
 use super::queue::{Answer, Key};
-use crate::error::SharedError;
 
-/// What an acquire that may wait needs to know.
+/// What an acquire that may have to wait needs to know.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Times {
     pub now: Instant,
@@ -29,7 +28,7 @@ pub(crate) struct Times {
 /// One hold in so many is timed.
 const SAMPLED: u64 = 16;
 
-/// Permits and waiters. See the module.
+/// Permits and waiters. See the module; what changes how many permits there are is in [`resize`](super::resize).
 #[derive(Debug)]
 pub(crate) struct Slots<T> {
     state: Mutex<State<T>>,
@@ -42,21 +41,28 @@ impl<T> Slots<T> {
         Self { state: Mutex::new(State::new(bounds)), published: Arc::default(), turn: AtomicU64::new(0) }
     }
 
-    /// Begins an acquire: a permit at once, or a place in the queue, where `waker` is woken with the answer. `times` says
-    /// what time it is, and by when the acquire must have ended; it is asked only for a wait and after a rest.
-    pub fn enter(&self, waker: &Waker, mut times: impl FnMut() -> Times) -> Entry<T> {
-        // Nothing idle most likely means a wait: then the clock is read before the lock is taken, not under it.
+    /// The usual acquire: a permit at once that needs no look at the clock. Otherwise nothing has happened, and the acquire
+    /// begins with [`enter`](Self::enter).
+    pub fn take(&self) -> Option<T> {
         if self.published.idle.load(Relaxed) == 0 {
-            times();
+            return None;
         }
+        let mut state = self.lock();
+        let item = state.take_proven()?;
+        self.publish(&state);
+        Some(item)
+    }
+
+    /// Begins an acquire: a permit at once, or a place in the queue, where `waker` is woken with the answer.
+    pub fn enter(&self, waker: &Waker, times: Times) -> Entry<T> {
         let mut state = self.lock();
         state.counts.acquires.started += 1;
         let parked = state.parked.take();
         if parked.is_some() {
             // The driver rested, so nobody has looked at the clock.
-            state.age(times().now);
+            state.age(times.now);
         }
-        let entry = state.enter(waker, || times().deadline);
+        let entry = state.enter(waker, times.deadline);
         self.publish(&state);
         drop(state);
         wake(parked);
@@ -71,7 +77,7 @@ impl<T> Slots<T> {
         if parked.is_some() {
             state.age(now());
         }
-        let entry = state.take_idle().unwrap_or_else(|| state.miss());
+        let entry = state.take_idle().map_or_else(|| state.miss(), Entry::from);
         self.publish(&state);
         drop(state);
         wake(parked);
@@ -133,7 +139,7 @@ impl<T> Slots<T> {
         state.counts.acquires.granted -= 1;
         let mut pushed_out = None;
         let entry = match (state.take_idle(), deadline) {
-            (Some(entry), _) => entry,
+            (Some(idle), _) => idle.into(),
             (None, Some(deadline)) if !state.closed => {
                 // Older rights go first, and the bound of the queue holds: its youngest member makes room.
                 if state.queue.len() >= state.bounds.hard_cap {
@@ -190,154 +196,6 @@ impl<T> Slots<T> {
         drop(item);
     }
 
-    /// Whether target and ceiling leave room for one more than those `dialers` who may be about to begin.
-    pub fn wants_dial(&self, dialers: usize) -> bool {
-        let state = self.lock();
-        state.room() + state.counts.opening > dialers
-    }
-
-    /// The right to open one connection, if target and ceiling leave room for it.
-    #[must_use]
-    pub fn begin_open(&self) -> bool {
-        let mut state = self.lock();
-        let room = state.room() > 0;
-        if room {
-            state.counts.opening += 1;
-            state.counts.places += 1;
-        }
-        room
-    }
-
-    /// A dial succeeded: its connection becomes a permit.
-    pub fn opened(&self, item: T, now: Instant) {
-        let mut state = self.lock();
-        state.counts.opening -= 1;
-        state.counts.in_use += 1;
-        let (waker, surplus) = state.hand_on(item, Some(now));
-        self.publish(&state);
-        drop(state);
-        wake(waker);
-        drop(surplus);
-    }
-
-    /// A dial failed. Its place may stay taken until the server has let go.
-    pub fn open_failed(&self) {
-        self.lock().counts.opening -= 1;
-    }
-
-    /// The server side of one connection is gone.
-    pub fn free_place(&self) {
-        self.lock().counts.places -= 1;
-    }
-
-    /// Answers everybody with the error, if no connection is there and none is being opened.
-    pub fn fail_waiters(&self, error: &SharedError) {
-        let mut wakers = Vec::new();
-        let mut state = self.lock();
-        if state.permits() + state.counts.opening == 0 {
-            while let Ok(waker) = state.queue.answer_first(Answer::Failed(error.clone())) {
-                wakers.push(waker);
-            }
-        }
-        self.publish(&state);
-        drop(state);
-        wakers.into_iter().for_each(wake);
-    }
-
-    /// Sets the desired size, within the bounds; idle connections over it close, the longest idle first.
-    pub fn set_target(&self, target: usize) {
-        let mut state = self.lock();
-        let target = target.clamp(state.bounds.min_size, state.bounds.max_size);
-        state.counts.target = target;
-        let surplus = state.take_surplus();
-        self.publish(&state);
-        drop(state);
-        drop(surplus);
-    }
-
-    /// Changes the bounds. Nobody who waits is sent away.
-    pub fn set_bounds(&self, bounds: Bounds) {
-        let mut state = self.lock();
-        state.bounds = bounds;
-        let target = state.counts.target.clamp(bounds.min_size, bounds.max_size);
-        state.counts.target = target;
-        let surplus = state.take_surplus();
-        // The driver may have something to do now: a lower min_size, for one.
-        let parked = state.parked.take();
-        self.publish(&state);
-        drop(state);
-        wake(parked);
-        drop(surplus);
-    }
-
-    /// Closes what has been idle since before `cutoff`, down to `min_size`, and lowers the target with it.
-    /// Returns how many.
-    pub fn close_idle_since(&self, cutoff: Instant) -> usize {
-        let mut state = self.lock();
-        let spare = state.permits().saturating_sub(state.bounds.min_size);
-        let old = state
-            .idle
-            .iter()
-            .take(spare)
-            .take_while(|idle| idle.since.is_some_and(|since| since <= cutoff))
-            .count();
-        let surplus: Vec<_> = state.idle.drain(..old).collect();
-        if old > 0 {
-            state.counts.target = state.permits().max(state.bounds.min_size);
-        }
-        self.publish(&state);
-        drop(state);
-        drop(surplus);
-        old
-    }
-
-    /// Closes the idle connections of which `dead` is true; the target stays, so that they are replaced.
-    ///
-    /// `dead` runs under the lock. Should it panic, what it condemned is dropped after the lock is gone.
-    pub fn close_idle_if(&self, dead: impl Fn(&T) -> bool) {
-        let mut closing = Vec::new();
-        let mut state = self.lock();
-        for _ in 0..state.idle.len() {
-            let Some(idle) = state.idle.pop_front() else { break };
-            if dead(&idle.item) {
-                closing.push(idle);
-            } else {
-                state.idle.push_back(idle);
-            }
-        }
-        self.publish(&state);
-        drop(state);
-        drop(closing);
-    }
-
-    /// Refuses new acquires from now on; those who wait are still served.
-    pub fn start_drain(&self) {
-        let mut state = self.lock();
-        state.draining = true;
-        self.published.draining.store(true, Relaxed);
-        let idle = std::mem::take(&mut state.idle);
-        self.publish(&state);
-        drop(state);
-        drop(idle);
-    }
-
-    /// Answers those who still wait, and lets nobody in any more: the pool is closed.
-    pub fn close(&self) {
-        let mut wakers = Vec::new();
-        let mut state = self.lock();
-        (state.draining, state.closed) = (true, true);
-        self.published.draining.store(true, Relaxed);
-        let idle = std::mem::take(&mut state.idle);
-        while let Ok(waker) = state.queue.answer_first(Answer::Closed) {
-            wakers.push(waker);
-        }
-        wakers.push(state.parked.take());
-        self.publish(&state);
-        drop(state);
-        drop(idle);
-        wakers.into_iter().for_each(wake);
-    }
-
     /// Parks the driver while nothing is held, awaited, or over `min_size`; `Ready` when there is something to do.
     pub fn poll_busy(&self, seen: u64, waker: &Waker) -> Poll<()> {
         let mut state = self.lock();
@@ -391,7 +249,7 @@ impl<T> Slots<T> {
         }
     }
 
-    fn publish(&self, state: &State<T>) {
+    pub(super) fn publish(&self, state: &State<T>) {
         self.published.queue_depth.store(state.queue.len(), Relaxed);
         self.published.idle.store(state.idle.len(), Relaxed);
         self.published.capacity.store(state.permits(), Relaxed);
@@ -399,12 +257,15 @@ impl<T> Slots<T> {
 
     /// A panic cannot leave the counts half changed (the only foreign code in a critical section is `close_idle_if`'s
     /// question), so a poisoned lock is still a good one.
-    fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn lock(&self) -> MutexGuard<'_, State<T>> {
+        #[cfg(test)]
+        return self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        #[cfg(not(test))]
+        self.state.lock()
     }
 }
 
-fn wake(waker: Option<Waker>) {
+pub(super) fn wake(waker: Option<Waker>) {
     if let Some(waker) = waker {
         waker.wake();
     }

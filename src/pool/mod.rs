@@ -4,7 +4,6 @@ mod connection;
 mod dial;
 mod lifetime;
 
-use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::panic::Location;
@@ -18,12 +17,12 @@ use tokio::time::{Instant as Clock, timeout_at};
 
 use crate::backend::{Backend, ConnectionState, PlaceOwner};
 use crate::config::{Builder, ConfigError};
-use crate::error::{AcquireError, DrainTimeout, SharedError, ShedReason};
+use crate::error::{AcquireError, DrainTimeout, NotReady, ShedReason};
 use crate::gate::counts::{Bounds, Counts};
 use crate::gate::holds::At;
 use crate::gate::permits::{Entry, Leave};
 use crate::gate::slots::Slots;
-use crate::gate::{Gate, Plant, Snapshot, Span, after, drain, enter, granted, start_driver, timed_out};
+use crate::gate::{Acquiring, Gate, Grant, Plant, Snapshot, Span, after, drain, start_driver, timed_out};
 use crate::observe::{Event, ShedBy};
 
 pub use connection::Connection;
@@ -96,27 +95,36 @@ impl<B: Backend> AdaptivePool<B> {
 
     async fn acquire_at(&self, at: At) -> Result<Connection<B>, AcquireError> {
         let inner = &self.inner;
-        let mut span = None;
-        let mut entry = match enter(&inner.gate, &inner.slots, &mut span).await {
-            // The usual case pays for no clock.
-            Entry::Granted(item) if inner.backend.state(&item.connection) == ConnectionState::Ready => {
-                return Ok(Connection::new(item, inner, at));
-            }
-            entry => entry,
-        };
-        let span = span.unwrap_or_else(|| Span::from_now(&inner.gate));
+        let mut taken = inner.slots.take();
+        if let Some(item) =
+            taken.take_if(|item| inner.backend.state(&item.connection) == ConnectionState::Ready)
+        {
+            return Ok(Connection::new(item, inner, at));
+        }
+        let mut acquiring = Acquiring::new(&inner.gate, &inner.slots);
+        if let Some(item) = taken {
+            acquiring.resume(Entry::Granted(item));
+        }
         loop {
-            let unproven = matches!(entry, Entry::Unproven(_));
-            let dial_error = || inner.dialing.blocking_error(&inner.slots.counts());
-            let item = granted(&inner.gate, &inner.slots, span, entry, dial_error).await?;
-            match inner.backend.state(&item.connection) {
+            let Grant { item, unproven } = match (&mut acquiring).await {
+                Ok(grant) => grant,
+                Err(denied) => {
+                    let dial_error = || inner.dialing.blocking_error(&inner.slots.counts());
+                    return Err(denied.into_error(&inner.gate, &inner.slots, acquiring.span(), dial_error));
+                }
+            };
+            let dead = match inner.backend.state(&item.connection) {
                 ConnectionState::Ready if !unproven => return Ok(Connection::new(item, inner, at)),
-                ConnectionState::Ready | ConnectionState::Check => match inner.check(item, span).await? {
-                    Ok(item) => return Ok(Connection::new(item, inner, at)),
-                    Err(dead) => entry = inner.replace(dead, Some(span)),
-                },
-                ConnectionState::Settle | ConnectionState::Dead => entry = inner.replace(item, Some(span)),
-            }
+                ConnectionState::Ready | ConnectionState::Check => {
+                    match inner.check(item, acquiring.span()).await? {
+                        Ok(item) => return Ok(Connection::new(item, inner, at)),
+                        Err(dead) => dead,
+                    }
+                }
+                ConnectionState::Settle | ConnectionState::Dead => item,
+            };
+            let entry = inner.replace(dead, Some(acquiring.span()));
+            acquiring.resume(entry);
         }
     }
 
@@ -226,7 +234,7 @@ impl<B: Backend> Inner<B> {
     /// Checks a granted connection inside the acquire's deadline. The inner error is the dead connection; the outer
     /// one the deadline.
     async fn check(&self, item: Item<B>, span: Span) -> Result<Result<Item<B>, Item<B>>, AcquireError> {
-        let mut grant = Grant { item: Some(item), inner: self, why: Leave::Cancelled };
+        let mut grant = Checking { item: Some(item), inner: self, why: Leave::Cancelled };
         let Some(item) = grant.item.as_mut() else { return Err(AcquireError::Closed) };
         let deadline = span.deadline();
         let patience = after(Clock::now(), CHECK_TIMEOUT);
@@ -256,13 +264,13 @@ impl<B: Backend> Inner<B> {
 }
 
 /// A grant that has not reached its caller: dropped, it is taken back and its connection, in doubt, discarded.
-struct Grant<'a, B: Backend> {
+struct Checking<'a, B: Backend> {
     item: Option<Item<B>>,
     inner: &'a Inner<B>,
     why: Leave,
 }
 
-impl<B: Backend> Drop for Grant<'_, B> {
+impl<B: Backend> Drop for Checking<'_, B> {
     fn drop(&mut self) {
         if let Some(item) = self.item.take() {
             self.inner.slots.revoke(item, self.why);
@@ -364,34 +372,5 @@ impl<B: Backend> From<AdaptivePool<B>> for Gate {
 impl<B: Backend> fmt::Debug for AdaptivePool<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("AdaptivePool").field(&self.snapshot()).finish()
-    }
-}
-
-/// Fewer than `min_size` connections could be opened in time.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct NotReady {
-    /// Connections that are open.
-    pub open: usize,
-    /// Connections that should be.
-    pub min_size: usize,
-    /// Why the last dial failed, if one did.
-    pub error: Option<SharedError>,
-}
-
-impl fmt::Display for NotReady {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { open, min_size, error } = self;
-        write!(f, "{open} of {min_size} connections (min_size) could be opened")?;
-        match error {
-            Some(error) => write!(f, ": {error}"),
-            None => f.write_str(": no more were opened within dial_timeout"),
-        }
-    }
-}
-
-impl Error for NotReady {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.error.as_ref().map(|error| &**error as &(dyn Error + 'static))
     }
 }
