@@ -12,7 +12,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 use support::sim::Sim;
 use tokio::time::{advance, timeout};
-use tower_adaptive_pool::{AcquireError, AdaptivePool, Connection, ConnectionState, QueueDepth, Snapshot};
+use tower_adaptive_pool::{
+    AcquireError, Acquires, AdaptivePool, Connection, ConnectionState, QueueDepth, Snapshot, Verdict,
+};
 
 /// The widest bounds a sequence may set.
 const MOST: usize = 8;
@@ -30,6 +32,14 @@ enum Op {
     Set(usize, ConnectionState),
     Advance(u64),
     Resize(usize, usize),
+    /// Soft and hard cap of the queue.
+    SetCaps(usize, usize),
+    /// A request at the layer.
+    Admit,
+    /// The use of a connection fails.
+    Fail(usize),
+    /// Once begun it cannot be taken back.
+    Drain(u64),
     ServerDown(bool),
     Linger(u64),
 }
@@ -50,9 +60,24 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (0..MOST, state).prop_map(|(at, state)| Op::Set(at, state)),
         5 => prop_oneof![1u64..20, 50u64..700].prop_map(Op::Advance),
         1 => (1..=MOST, 0..MOST).prop_map(|(min, more)| Op::Resize(min, (min + more).min(MOST))),
+        1 => (0..=MOST, 1..=MOST).prop_map(|(soft, hard)| Op::SetCaps(soft.min(hard), hard)),
+        2 => Just(Op::Admit),
+        1 => (0..MOST).prop_map(Op::Fail),
         1 => any::<bool>().prop_map(Op::ServerDown),
         1 => (0u64..300).prop_map(Op::Linger),
     ]
+}
+
+/// Now and then a sequence ends in a drain, and goes on for a while.
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let drain = prop::option::weighted(0.2, (0u64..500, prop::collection::vec(op(), 0..15)));
+    (prop::collection::vec(op(), 1..60), drain).prop_map(|(mut ops, drain)| {
+        if let Some((deadline, rest)) = drain {
+            ops.push(Op::Drain(deadline));
+            ops.extend(rest);
+        }
+        ops
+    })
 }
 
 type Wait = Pin<Box<dyn Future<Output = Result<Connection<Sim>, AcquireError>>>>;
@@ -66,6 +91,43 @@ struct Model {
     remotes: Vec<Arc<Mutex<ConnectionState>>>,
     /// The ceiling: `max_size`, or what was open when it was lowered, never rising.
     ceiling: usize,
+    /// `hard_cap`, or how many waited when it was lowered, never rising.
+    cap: usize,
+    /// What the callers were told, each counted once.
+    told: Told,
+    draining: bool,
+    drain: Option<Pin<Box<dyn Future<Output = ()>>>>,
+}
+
+/// The ledgers as the callers would keep them.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Told {
+    started: u64,
+    granted: u64,
+    shed: u64,
+    timed_out: u64,
+    cancelled: u64,
+    failed: u64,
+    admitted: u64,
+    refused: u64,
+}
+
+impl Told {
+    fn outcome(&mut self, error: &AcquireError) {
+        match error {
+            AcquireError::Shed(_) => self.shed += 1,
+            AcquireError::Timeout(_) => self.timed_out += 1,
+            _ => self.failed += 1,
+        }
+    }
+
+    fn of(seen: &Snapshot) -> Self {
+        let (Acquires { started, granted, shed, timed_out, cancelled, failed, .. }, admissions) =
+            (seen.acquires, seen.admissions);
+        assert_eq!(admissions.arrivals, admissions.admitted + admissions.shed);
+        let (admitted, refused) = (admissions.admitted, admissions.shed);
+        Self { started, granted, shed, timed_out, cancelled, failed, admitted, refused }
+    }
 }
 
 impl Model {
@@ -83,30 +145,53 @@ impl Model {
             .seed(1)
             .build()
             .unwrap();
-        Self { sim, pool, waits: Vec::new(), held: Vec::new(), remotes: Vec::new(), ceiling: 4 }
+        Self {
+            sim,
+            pool,
+            waits: Vec::new(),
+            held: Vec::new(),
+            remotes: Vec::new(),
+            ceiling: 4,
+            cap: HARD_CAP,
+            told: Told::default(),
+            draining: false,
+            drain: None,
+        }
     }
 
     async fn apply(&mut self, op: &Op) {
         match *op {
             Op::Acquire => {
                 let pool = self.pool.clone();
+                self.told.started += 1;
                 self.waits.push(Box::pin(async move { pool.acquire().await }));
                 self.poll(self.waits.len() - 1);
             }
             Op::TryAcquire => {
                 let waiting = self.pool.snapshot().queue_depth;
-                if let Ok(connection) = self.pool.try_acquire() {
-                    assert_eq!(waiting, 0, "overtook a waiter");
-                    let state = *connection.remote().lock().unwrap();
-                    assert!(
-                        matches!(state, ConnectionState::Ready | ConnectionState::Check),
-                        "handed out {state:?}"
-                    );
-                    self.hold(connection);
+                self.told.started += 1;
+                match self.pool.try_acquire() {
+                    Ok(connection) => {
+                        assert_eq!(waiting, 0, "overtook a waiter");
+                        let state = *connection.remote().lock().unwrap();
+                        assert!(
+                            matches!(state, ConnectionState::Ready | ConnectionState::Check),
+                            "handed out {state:?}"
+                        );
+                        self.hold(connection);
+                    }
+                    Err(error) => self.told.outcome(&error),
                 }
             }
-            Op::PollAll => (0..self.waits.len()).rev().for_each(|at| self.poll(at)),
-            Op::CancelWait(at) if at < self.waits.len() => drop(self.waits.remove(at)),
+            Op::PollAll => {
+                (0..self.waits.len()).rev().for_each(|at| self.poll(at));
+                let mut context = Context::from_waker(Waker::noop());
+                self.drain.take_if(|drain| drain.as_mut().poll(&mut context).is_ready());
+            }
+            Op::CancelWait(at) if at < self.waits.len() => {
+                self.told.cancelled += 1;
+                drop(self.waits.remove(at));
+            }
             Op::Release(at) if at < self.held.len() => drop(self.held.remove(at)),
             Op::Set(at, state) => {
                 if let Some(remote) = self.remotes.get(at) {
@@ -124,25 +209,62 @@ impl Model {
                 self.pool.gate().set_size(min_size, max_size).unwrap();
                 self.ceiling = max_size.max(self.sim.open());
             }
+            Op::SetCaps(soft, hard) => {
+                self.pool.gate().set_caps(soft, hard).unwrap();
+                self.cap = hard.max(self.pool.snapshot().queue_depth);
+            }
+            Op::Admit => self.admit(),
+            Op::Fail(at) if at < self.held.len() => self.held[at].failed(),
+            Op::Drain(deadline) => {
+                self.draining = true;
+                let pool = self.pool.clone();
+                let mut drain: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
+                    let _ = pool.drain(Duration::from_millis(deadline)).await;
+                });
+                if drain.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+                    self.drain = Some(drain);
+                }
+            }
             Op::ServerDown(down) => self.sim.go_down(down),
             Op::Linger(millis) => self.sim.lingers(Duration::from_millis(millis)),
-            Op::CancelWait(_) | Op::Release(_) => {}
+            Op::CancelWait(_) | Op::Release(_) | Op::Fail(_) => {}
         }
     }
 
     fn poll(&mut self, at: usize) {
         if let Poll::Ready(outcome) = self.waits[at].as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             drop(self.waits.remove(at));
-            if let Ok(connection) = outcome {
-                let state = *connection.remote().lock().unwrap();
-                assert_eq!(state, ConnectionState::Ready, "handed out in a state fit for nobody");
-                self.hold(connection);
+            match outcome {
+                Ok(connection) => {
+                    let state = *connection.remote().lock().unwrap();
+                    assert_eq!(state, ConnectionState::Ready, "handed out in a state fit for nobody");
+                    self.hold(connection);
+                }
+                Err(error) => self.told.outcome(&error),
+            }
+        }
+    }
+
+    fn admit(&mut self) {
+        let seen = self.pool.snapshot();
+        match self.pool.gate().admit() {
+            Verdict::Admit => {
+                assert!(seen.queue_depth < seen.hard_cap && !self.draining);
+                self.told.admitted += 1;
+            }
+            Verdict::Shed(shed) => {
+                self.told.refused += 1;
+                let at_cap = seen.queue_depth >= seen.hard_cap;
+                let busy = seen.idle == 0 && seen.queue_depth >= seen.in_use;
+                assert!(self.draining || at_cap || busy, "starved: {shed:?} {seen:?}");
+                assert!((1..=120).contains(&shed.retry_after.as_secs()));
             }
         }
     }
 
     fn hold(&mut self, connection: Connection<Sim>) {
         assert!(self.held.iter().all(|held| held.serial != connection.serial), "one connection for two");
+        self.told.granted += 1;
         self.remotes.push(connection.remote());
         self.held.push(connection);
     }
@@ -156,7 +278,8 @@ impl Model {
         assert!(self.sim.open() <= self.ceiling, "{} sockets over {}", self.sim.open(), self.ceiling);
         self.ceiling = max_size.max(size.min(self.ceiling));
         // Queue bound.
-        assert!(queue_depth <= HARD_CAP);
+        assert!(queue_depth <= self.cap, "{queue_depth} wait, over {}", self.cap);
+        self.cap = self.cap.min(queue_depth.max(seen.hard_cap));
         // Nobody waits beside a free connection.
         assert!(idle == 0 || queue_depth == 0, "{seen:?}");
         // Permits are connections: held ones, granted ones not yet fetched, and those being checked or settled.
@@ -175,6 +298,7 @@ impl Model {
     async fn rest(mut self) {
         self.sim.go_down(false);
         self.sim.lingers(Duration::ZERO);
+        self.told.cancelled += self.waits.len() as u64;
         self.waits.clear();
         self.held.clear();
         let drained = timeout(Duration::from_secs(60), self.pool.drain(Duration::from_secs(30))).await;
@@ -186,7 +310,7 @@ impl Model {
             "{seen:?}"
         );
         assert_eq!(self.sim.open(), 0);
-        assert_eq!(seen.acquires.waiting(), 0);
+        assert_eq!(Told::of(&seen), self.told, "both ledgers, at rest");
     }
 }
 
@@ -194,7 +318,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 10_000, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_invariant_holds_after_every_step(ops in prop::collection::vec(op(), 1..60)) {
+    fn every_invariant_holds_after_every_step(ops in ops()) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
             let mut model = Model::new();

@@ -34,6 +34,10 @@ pub struct Snapshot {
     pub min_size: usize,
     /// Upper bound of the size.
     pub max_size: usize,
+    /// Waiters up to which the layer refuses nothing.
+    pub soft_cap: usize,
+    /// Upper bound of the queue.
+    pub hard_cap: usize,
     /// Smoothed time a connection is held, once known.
     pub use_time: Option<Duration>,
     /// The layer's ledger.
@@ -64,6 +68,8 @@ impl Snapshot {
             target: counts.target,
             min_size: counts.min_size,
             max_size: counts.max_size,
+            soft_cap: gate.soft_cap.load(Relaxed),
+            hard_cap: gate.hard_cap.load(Relaxed),
             use_time: counts.use_time,
             admissions: gate.admissions.read(),
             acquires: counts.acquires,
@@ -88,6 +94,8 @@ impl Default for Snapshot {
             target: 0,
             min_size: 0,
             max_size: 0,
+            soft_cap: 0,
+            hard_cap: 0,
             use_time: None,
             admissions: Admissions::default(),
             acquires: Acquires::default(),
