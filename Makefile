@@ -7,7 +7,8 @@ help: ## list these targets
 setup: ## install what is missing: PostgreSQL's and Redis's programs, a linker
 	@scripts/setup
 
-demo: setup ## run the load test and show what the pool does; options in ARGS="..."
+demo: ## run the load test and show what the pool does; options in ARGS="..."
+	@scripts/setup demo
 	@echo "The first build takes a few minutes."
 	cargo run --release --quiet --example load_test --features axum -- $(ARGS)
 
