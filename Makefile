@@ -1,4 +1,4 @@
-.PHONY: help setup demo test bench picture check
+.PHONY: help setup demo test soak bench picture check
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -14,6 +14,9 @@ demo: ## run the load test and show what the pool does; options in ARGS="..."
 
 test: setup ## run all tests
 	cargo test --all-features
+
+soak: setup ## five minutes of load and random faults; SOAK_SECONDS=... for another length
+	SOAK_SECONDS=$${SOAK_SECONDS:-300} cargo test --release --all-features --test soak -- --nocapture
 
 bench: ## run the benchmarks
 	cargo bench --all-features

@@ -221,31 +221,6 @@ async fn clean_hand_over_after_a_query_dropped_by_its_caller_it_is_cancelled_on_
     assert_eq!(pool.snapshot().queries.cancelled, 3);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cancel_never_hits_the_query_of_another_borrower() {
-    const RACES: u64 = 1_500;
-    let db = Db::start().await;
-    let pool = open(db.builder(|backend| backend).max_size(2).min_size(2)).await;
-    let mut ended_first = 0;
-    for race in 0..RACES {
-        let connection = pool.acquire().await.unwrap();
-        // Given up around the moment at which it ends by itself.
-        let given_up = Duration::from_micros(500 + race % 50 * 30);
-        ended_first +=
-            u64::from(timeout(given_up, connection.query("select pg_sleep(0.001)", &[])).await.is_ok());
-        drop(connection);
-        // Both connections, whichever of them is being settled: each runs a query of its own.
-        let (one, two) = (pool.acquire().await.unwrap(), pool.acquire().await.unwrap());
-        let others = "select pg_sleep(0.001)";
-        let (first, second) = tokio::join!(one.query(others, &[]), two.query(others, &[]));
-        first.unwrap();
-        second.unwrap();
-    }
-    println!("{ended_first} of {RACES} queries ended before they were given up");
-    assert!(ended_first > RACES / 20 && ended_first < RACES * 19 / 20, "no race: {ended_first} of {RACES}");
-    db.assert_never_too_many();
-}
-
 #[tokio::test]
 async fn a_stream_of_rows_has_the_time_out_between_two_rows() {
     let db = Db::start().await;
