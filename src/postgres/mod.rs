@@ -2,10 +2,12 @@
 
 mod dial;
 mod preflight;
+mod query;
 mod rows;
 mod session;
 mod statement;
 mod tap;
+mod track;
 mod transaction;
 mod wire;
 

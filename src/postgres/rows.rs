@@ -11,7 +11,7 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_postgres::{Row, RowStream};
 
-use super::session::Running;
+use super::track::Running;
 use crate::error::QueryError;
 use crate::gate::after;
 

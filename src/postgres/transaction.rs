@@ -6,7 +6,8 @@ use tokio::time::timeout;
 use tokio_postgres::types::{BorrowToSql, ToSql};
 use tokio_postgres::{Row, Statement};
 
-use super::session::{Track, queries};
+use super::query::queries;
+use super::track::Track;
 use super::{Rows, Sql};
 use crate::error::QueryError;
 

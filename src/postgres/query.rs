@@ -1,0 +1,182 @@
+//! What is asked of a connection: the queries, and its transactions.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use tokio::time::timeout;
+use tokio_postgres::types::{BorrowToSql, ToSql};
+use tokio_postgres::{Client, Row, Statement};
+
+use super::session::Session;
+use super::track::Track;
+use super::{Postgres, Rows, Sql, Transaction};
+use crate::error::QueryError;
+use crate::pool::Connection;
+
+/// The queries, for a connection and for a transaction on it: the same methods over the same tracking.
+macro_rules! queries {
+    () => {
+        /// All rows of a query.
+        ///
+        /// # Errors
+        /// The server's error, or [`QueryError::Timeout`].
+        pub async fn query<S: Sql + ?Sized>(
+            &self,
+            sql: &S,
+            params: &[&(dyn ToSql + Sync)],
+        ) -> Result<Vec<Row>, QueryError> {
+            self.track().run(sql.text(), self.client().query(sql, params)).await
+        }
+
+        /// The one row of a query.
+        ///
+        /// # Errors
+        /// As [`query`](Self::query); also when there is not exactly one row.
+        pub async fn query_one<S: Sql + ?Sized>(
+            &self,
+            sql: &S,
+            params: &[&(dyn ToSql + Sync)],
+        ) -> Result<Row, QueryError> {
+            self.track().run(sql.text(), self.client().query_one(sql, params)).await
+        }
+
+        /// The row of a query, if there is one.
+        ///
+        /// # Errors
+        /// As [`query`](Self::query); also when there is more than one row.
+        pub async fn query_opt<S: Sql + ?Sized>(
+            &self,
+            sql: &S,
+            params: &[&(dyn ToSql + Sync)],
+        ) -> Result<Option<Row>, QueryError> {
+            self.track().run(sql.text(), self.client().query_opt(sql, params)).await
+        }
+
+        /// The rows of a query as they come. When the stream is dropped before its end, the query is cancelled on the
+        /// server before anybody else gets the connection.
+        ///
+        /// # Errors
+        /// As [`query`](Self::query), here and for each row; `query_timeout` holds between two rows.
+        pub async fn query_raw<'c, S, P, I>(&'c self, sql: &'c S, params: I) -> Result<Rows<'c>, QueryError>
+        where
+            S: Sql + ?Sized,
+            P: BorrowToSql,
+            I: IntoIterator<Item = P>,
+            I::IntoIter: ExactSizeIterator,
+        {
+            let running = self.track().begin(sql.text());
+            let limit = self.track().backend.query_timeout;
+            match timeout(limit, self.client().query_raw(sql, params)).await {
+                Ok(Ok(rows)) => Ok(Rows::new(rows, running, limit)),
+                Ok(Err(error)) => running.end(Err(error)),
+                Err(_) => Err(running.time_out()),
+            }
+        }
+
+        /// Runs a statement and returns how many rows it changed.
+        ///
+        /// # Errors
+        /// As [`query`](Self::query).
+        pub async fn execute<S: Sql + ?Sized>(
+            &self,
+            sql: &S,
+            params: &[&(dyn ToSql + Sync)],
+        ) -> Result<u64, QueryError> {
+            self.track().run(sql.text(), self.client().execute(sql, params)).await
+        }
+
+        /// Runs several statements, separated by semicolons, without parameters.
+        ///
+        /// # Errors
+        /// As [`query`](Self::query).
+        pub async fn batch_execute(&self, sql: &str) -> Result<(), QueryError> {
+            self.track().run(Some(sql), self.client().batch_execute(sql)).await
+        }
+    };
+}
+pub(super) use queries;
+
+impl Connection<Postgres> {
+    queries!();
+
+    /// A prepared statement from this connection's cache, prepared now if it is not there yet.
+    ///
+    /// The cache keeps every text it was given for as long as the connection lives: use it for texts that are fixed in
+    /// the program.
+    ///
+    /// # Errors
+    /// As [`query`](Self::query).
+    pub async fn prepare_cached(&self, sql: &str) -> Result<Statement, QueryError> {
+        self.track().prepare(sql, self.session().client.prepare_cached(sql)).await
+    }
+
+    /// Begins a transaction. It is rolled back unless it is committed.
+    ///
+    /// # Errors
+    /// As [`query`](Self::query).
+    pub async fn transaction(&mut self) -> Result<Transaction<'_>, QueryError> {
+        let (session, gate, backend) = self.parts();
+        let track = Track { gate, backend, doubt: &session.doubt, status: &session.status };
+        let inner = track.run(Some("BEGIN"), session.client.transaction()).await?;
+        Ok(Transaction::new(inner, track))
+    }
+
+    /// Runs `work` in a transaction: committed when it is `Ok`, rolled back when it is `Err`, panics or is dropped.
+    ///
+    /// ```no_run
+    /// # use tower_adaptive_pool::{AdaptivePool, Postgres, QueryError};
+    /// # async fn f(pool: AdaptivePool<Postgres>) -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut connection = pool.acquire().await?;
+    /// connection
+    ///     .in_transaction(async |transaction| {
+    ///         transaction.execute("update accounts set cents = cents - 100 where id = 1", &[]).await?;
+    ///         transaction.execute("update accounts set cents = cents + 100 where id = 2", &[]).await?;
+    ///         Ok::<_, QueryError>(())
+    ///     })
+    ///     .await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// What `work` fails with; or beginning or committing fails.
+    pub async fn in_transaction<T, E: From<QueryError>>(
+        &mut self,
+        work: impl AsyncFnOnce(&mut Transaction<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut transaction = self.transaction().await?;
+        match work(&mut transaction).await {
+            Ok(done) => {
+                transaction.commit().await?;
+                Ok(done)
+            }
+            Err(error) => {
+                // Should this fail, the connection is settled before anybody else gets it; the first error tells more.
+                let _ = transaction.rollback().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The client underneath, for everything else (`LISTEN`, `COPY`). Its cancel token does not know the server's address:
+    /// give `cancel_query_raw` a stream of your own.
+    ///
+    /// What is done with it cannot be tracked, so the connection is not handed on afterwards: it is closed when it
+    /// comes back.
+    pub fn raw(&mut self) -> &mut Client {
+        let (session, ..) = self.parts();
+        session.doubt.lost.store(true, Relaxed);
+        &mut session.client
+    }
+
+    fn session(&self) -> &Session {
+        self
+    }
+
+    fn client(&self) -> &Client {
+        &self.session().client
+    }
+
+    fn track(&self) -> Track<'_> {
+        let Session { doubt, status, .. } = self.session();
+        Track { gate: self.gate(), backend: self.backend(), doubt, status }
+    }
+}
