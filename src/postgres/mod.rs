@@ -28,7 +28,7 @@ pub use dial::DialError;
 use dial::{Dial, Dialer};
 pub use preflight::{Finding, Pools, Preflight, PreflightError};
 pub use rows::Rows;
-pub use session::Session;
+pub use session::{AfterRaw, Session};
 pub use statement::Sql;
 pub use tap::Tap;
 pub use transaction::Transaction;
@@ -52,6 +52,7 @@ pub struct Postgres {
     config: Config,
     query_timeout: Duration,
     slow_query_after: Option<Duration>,
+    after_raw: AfterRaw,
     server: ServerInfo,
     /// What the environment had wrong.
     problems: Vec<Problem>,
@@ -77,6 +78,7 @@ impl Postgres {
             config,
             query_timeout: QUERY_TIMEOUT,
             slow_query_after: None,
+            after_raw: AfterRaw::default(),
             server,
             problems: Vec::new(),
         }
@@ -125,6 +127,18 @@ impl Postgres {
     #[must_use]
     pub fn slow_query_after(mut self, bound: Duration) -> Self {
         self.slow_query_after = Some(bound);
+        self
+    }
+
+    /// What becomes of a connection when its [`raw`](crate::Connection::raw) client was used. Default:
+    /// [`AfterRaw::Discard`].
+    ///
+    /// Session state set through `query` or `batch_execute` (`SET`, `LISTEN`, a temporary table, a session advisory
+    /// lock) stays whatever this says, and the next user finds it: the pool does not read SQL. `SET LOCAL`, `CREATE
+    /// TEMPORARY TABLE … ON COMMIT DROP` and `pg_advisory_xact_lock` in a transaction end with it.
+    #[must_use]
+    pub fn after_raw(mut self, after: AfterRaw) -> Self {
+        self.after_raw = after;
         self
     }
 }

@@ -1,7 +1,5 @@
 //! What is asked of a connection: the queries, and its transactions.
 
-use std::sync::atomic::Ordering::Relaxed;
-
 use tokio::time::timeout;
 use tokio_postgres::types::{BorrowToSql, ToSql};
 use tokio_postgres::{Client, Row, Statement};
@@ -159,11 +157,12 @@ impl Connection<Postgres> {
     /// The client underneath, for everything else (`LISTEN`, `COPY`). Its cancel token does not know the server's address:
     /// give `cancel_query_raw` a stream of your own.
     ///
-    /// What is done with it cannot be tracked, so the connection is not handed on afterwards: it is closed when it
-    /// comes back.
+    /// What is done with it cannot be tracked. So [`Postgres::after_raw`] decides whether the connection is closed when
+    /// it comes back, which is the default, or cleaned of what is under way and kept with its session state. Leave the
+    /// client where it is: one that was swapped for another is not noticed.
     pub fn raw(&mut self) -> &mut Client {
-        let (session, ..) = self.parts();
-        session.doubt.lost.store(true, Relaxed);
+        let (session, _, backend) = self.parts();
+        session.doubt.used_raw(backend.after_raw);
         &mut session.client
     }
 
