@@ -76,7 +76,8 @@ pub enum AcquireError {
     Shed(Shed),
     /// The deadline came first.
     Timeout(AcquireTimeout),
-    /// `fail_fast` is on, no connection is open and a dial failed: waiting would not help.
+    /// No connection is open, a dial failed, and the next one begins after the deadline: waiting would not help. Under
+    /// `fail_fast` whenever the deadline is.
     Dial(SharedError),
     /// The pool was drained.
     Closed,

@@ -211,9 +211,8 @@ async fn a_manager_that_refuses_what_it_has_just_made_is_asked_no_more_often_tha
     let error = pool.acquire().await.unwrap_err();
     // Ten seconds, with pauses of 150 to 300 ms: not once for each turn of a loop that never rests.
     assert!((30..90).contains(&fake.created()), "{} dials in {SOON:?}", fake.created());
-    let AcquireError::Timeout(timeout) = error else { panic!("{error}") };
-    let why = timeout.dial_error.expect("the waiter learns why").to_string();
-    assert_eq!(why, "the manager could not recycle an object: broken, as asked");
+    let AcquireError::Dial(why) = error else { panic!("{error}") };
+    assert_eq!(why.to_string(), "the manager could not recycle an object: broken, as asked");
 
     fake.recycling(Recycling::Works);
     drop(pool.acquire().await.unwrap());

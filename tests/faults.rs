@@ -37,14 +37,20 @@ async fn a_stop_of_the_server(name: &'static str, mode: StopMode) {
     let mut trial = Trial::direct(name, Db::alone(Options::default()).await).await;
     let server = trial.db.server.clone();
     spawn_blocking(move || server.stop(mode)).await.unwrap().unwrap();
-    trial.sees(1, "pool_dial_timeout").await;
+    trial.sees(1, "pool_dial_failed").await;
     let server = trial.db.server.clone();
     spawn_blocking(move || server.start_again()).await.unwrap().unwrap();
     trial.over();
     let healthy = trial.healthy().await;
     trial.db.reconnect().await;
     let lost = ["57P01", "connection"];
-    let refused = ["pool_wait_timeout", "pool_dial_timeout", "pool_dial_timeout 57P03"];
+    let refused = [
+        "pool_wait_timeout",
+        "pool_dial_timeout",
+        "pool_dial_timeout 57P03",
+        "pool_dial_failed",
+        "pool_dial_failed 57P03",
+    ];
     let got = trial.finish(healthy, &[&lost[..], &refused[..]].concat()).await;
     let lost: u64 = lost.iter().filter_map(|code| got.get(*code)).sum();
     assert!(lost <= ONCE, "{lost}");
@@ -76,8 +82,15 @@ async fn a_crash_of_one_backend_costs_every_connection_once() {
     trial.over();
     let healthy = trial.healthy().await;
     trial.db.reconnect().await;
-    let allowed =
-        ["57P02", "connection", "pool_wait_timeout", "pool_dial_timeout", "pool_dial_timeout 57P03"];
+    let allowed = [
+        "57P02",
+        "connection",
+        "pool_wait_timeout",
+        "pool_dial_timeout",
+        "pool_dial_timeout 57P03",
+        "pool_dial_failed",
+        "pool_dial_failed 57P03",
+    ];
     trial.finish(healthy, &allowed).await;
 }
 
@@ -142,13 +155,15 @@ async fn connections_that_are_reset_are_replaced_when_the_network_is_back() {
     let builder = db.builder(proxy.port());
     let trial = Trial::start("every connection reset, new ones too", db, builder).await;
     proxy.reset().await;
-    trial.sees(1, "pool_dial_timeout").await;
+    trial.sees(1, "pool_dial_failed").await;
     // RST says nothing about the backend behind the proxy: over is over when the server has noticed too.
     trial.db.no_backend_is_left().await;
     proxy.pass().await;
     trial.over();
     let healthy = trial.healthy().await;
-    let got = trial.finish(healthy, &["connection", "pool_wait_timeout", "pool_dial_timeout"]).await;
+    let got = trial
+        .finish(healthy, &["connection", "pool_wait_timeout", "pool_dial_timeout", "pool_dial_failed"])
+        .await;
     assert!(got.get("connection").is_none_or(|&lost| lost <= ONCE), "{got:?}");
 }
 
@@ -181,8 +196,14 @@ async fn connections_used_up_by_somebody_else_are_taken_again_when_they_are_free
     drop(taken);
     trial.over();
     let healthy = trial.healthy().await;
-    let allowed =
-        ["57P01", "connection", "pool_wait_timeout", "pool_dial_timeout", "pool_dial_timeout 53300"];
+    let allowed = [
+        "57P01",
+        "connection",
+        "pool_wait_timeout",
+        "pool_dial_timeout",
+        "pool_dial_timeout 53300",
+        "pool_dial_failed 53300",
+    ];
     trial.finish(healthy, &allowed).await;
 }
 
@@ -203,7 +224,7 @@ async fn take_all(trial: &Trial) -> Vec<Client> {
             Err(full) => {
                 assert_eq!(full.code(), Some(&SqlState::TOO_MANY_CONNECTIONS), "{full}");
                 db.kill(&db.pids().await).await;
-                if trial.count("pool_dial_timeout 53300") > 0 {
+                if trial.count("pool_dial_failed 53300") > 0 {
                     return taken;
                 }
                 // A server with two cores has others to serve as well.
@@ -227,11 +248,12 @@ async fn a_changed_password_shuts_new_connections_out_until_it_is_right() {
     assert_eq!(trial.db.pids().await, open, "who is in stays in");
     assert_eq!(trial.pool.snapshot().dial_failures, 0);
     trial.db.kill(&open).await;
-    trial.sees(1, "pool_dial_timeout 28P01").await;
+    trial.sees(1, "pool_dial_failed 28P01").await;
     password("secret").await;
     trial.over();
     let healthy = trial.healthy().await;
-    let allowed = ["57P01", "connection", "pool_wait_timeout", "pool_dial_timeout 28P01"];
+    let allowed =
+        ["57P01", "connection", "pool_wait_timeout", "pool_dial_timeout 28P01", "pool_dial_failed 28P01"];
     trial.finish(healthy, &allowed).await;
 }
 
@@ -246,7 +268,7 @@ async fn slow_authentication_is_waited_for_within_the_deadline_and_not_beyond_it
     trial.db.kill(&trial.db.pids().await).await;
     trial.over();
     trial.healthy().await;
-    for code in ["pool_wait_timeout", "pool_dial_timeout"] {
+    for code in ["pool_wait_timeout", "pool_dial_timeout", "pool_dial_failed"] {
         assert_eq!(trial.count(code), 0, "within the deadline");
     }
     eventually(SOON, async || trial.db.pids().await.len() == MAX_SIZE).await;
@@ -256,7 +278,12 @@ async fn slow_authentication_is_waited_for_within_the_deadline_and_not_beyond_it
     proxy.delay(Duration::ZERO);
     trial.over();
     let healthy = trial.healthy().await;
-    let got = trial.finish(healthy, &["57P01", "connection", "pool_wait_timeout", "pool_dial_timeout"]).await;
+    let got = trial
+        .finish(
+            healthy,
+            &["57P01", "connection", "pool_wait_timeout", "pool_dial_timeout", "pool_dial_failed"],
+        )
+        .await;
     let lost: u64 = ["57P01", "connection"].iter().filter_map(|code| got.get(*code)).sum();
     assert!(lost <= 2 * ONCE, "{lost}");
 }

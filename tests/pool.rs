@@ -611,7 +611,7 @@ async fn drain_ends_when_the_last_who_waited_has_left() {
     let began = Instant::now();
     pool.drain(Duration::from_secs(60)).await.unwrap();
     assert!(began.elapsed() < SOON * 2, "{:?}", began.elapsed());
-    assert_eq!(waiting.await.unwrap().unwrap_err().code(), "pool_dial_timeout");
+    assert_eq!(waiting.await.unwrap().unwrap_err().code(), "pool_dial_failed", "told before the last pause");
     pool.ready().await.expect_err("it will not be any more, and says so at once");
     assert!(began.elapsed() < SOON * 2);
 }
@@ -917,5 +917,35 @@ async fn an_acquire_polled_after_its_end_says_so_and_harms_nothing() {
     let said = again.unwrap_err();
     assert!(said.downcast_ref::<&str>().unwrap().contains("after completion"));
     assert!(pool.acquire().await.is_ok());
+    assert_adds_up(&pool.snapshot().acquires);
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiters_learn_at_once_that_no_dial_begins_within_their_time() {
+    let sim = Sim::default();
+    // A dial takes 3 ms, and pauses double up to between 150 and 300 ms.
+    let pool = open(builder(&sim, 1, 1).acquire_timeout(ms(100))).await;
+    sim.go_down(true);
+    sim.dial_takes(ms(1));
+    let held = pool.acquire().await.unwrap();
+    held.set(ConnectionState::Dead);
+    drop(held);
+    eventually(SOON * 10, async || pool.snapshot().dial_failures > 6).await;
+
+    let (mut in_vain, mut longest) = (0, Duration::ZERO);
+    for _ in 0..50 {
+        let started = Instant::now();
+        let error = pool.acquire().await.unwrap_err();
+        longest = longest.max(started.elapsed());
+        let AcquireError::Dial(why) = &error else { panic!("{error}") };
+        assert_eq!(why.to_string(), "the simulated server is down");
+        in_vain += u64::from(started.elapsed() == Duration::ZERO);
+        sleep(ms(7)).await;
+    }
+    assert!(in_vain > 15, "{in_vain} of 50 were told at once");
+    assert!(longest <= ms(101), "{longest:?}");
+
+    sim.go_down(false);
+    eventually(SOON, async || pool.acquire().await.is_ok()).await;
     assert_adds_up(&pool.snapshot().acquires);
 }

@@ -314,8 +314,8 @@ impl<B: Backend> Builder<B> {
         self
     }
 
-    /// Whether waiters are answered with the error of a failed dial as soon as no connection is left, instead of
-    /// waiting for a later dial until their deadline. Default false.
+    /// Whether acquires are answered with the error of a failed dial as soon as no connection is left, instead of waiting
+    /// for a later dial that may begin before their deadline. Default false.
     pub fn fail_fast(mut self, fail_fast: bool) -> Self {
         self.settings.fail_fast = fail_fast;
         self

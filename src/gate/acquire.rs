@@ -156,6 +156,7 @@ impl<T> Future for Acquiring<'_, T> {
             Some(Entry::Granted(item)) => return Poll::Ready(Ok(Grant { item, unproven: false })),
             Some(Entry::Unproven(item)) => return Poll::Ready(Ok(Grant { item, unproven: true })),
             Some(Entry::Full(depth)) => return Poll::Ready(Err(Denied::Full(depth))),
+            Some(Entry::Failed(error)) => return Poll::Ready(Err(Denied::Failed(error))),
             Some(Entry::Closed) => return Poll::Ready(Err(Denied::Closed)),
             Some(Entry::Queued(key)) => {
                 this.stage = Stage::Waiting(Wait { slots: this.slots, key: Some(key) });

@@ -111,7 +111,8 @@ impl Pool {
             if self.failing.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok() {
                 let error: SharedError = Arc::new(std::fmt::Error);
                 self.slots.open_failed();
-                self.slots.fail_waiters(&error);
+                self.slots
+                    .no_dial_before(self.now + Duration::from_secs(thread_rng().gen_range(0..3)), &error);
                 continue;
             }
             let server = self.server.clone();
@@ -155,7 +156,7 @@ impl Pool {
                 Entry::Granted(conn) | Entry::Unproven(conn) => conn,
                 Entry::Queued(key) => self.wait(key, caller)?,
                 Entry::Full(_) => return self.refused(|told| told.shed += 1),
-                Entry::Closed => return self.refused(|told| told.failed += 1),
+                Entry::Failed(_) | Entry::Closed => return self.refused(|told| told.failed += 1),
             };
             if let Caller::LeavesChecking(why) = caller {
                 self.slots.revoke(conn, why);

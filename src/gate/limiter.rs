@@ -106,7 +106,7 @@ impl Limiter {
             Entry::Full(depth) => {
                 Err(AcquireError::Shed(gate.shed(ShedReason::NoneIdle, depth, ShedBy::Gate)))
             }
-            Entry::Queued(_) | Entry::Closed => Err(AcquireError::Closed),
+            Entry::Queued(_) | Entry::Failed(_) | Entry::Closed => Err(AcquireError::Closed),
         }
     }
 

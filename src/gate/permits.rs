@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::counts::{Bounds, Counts};
 use super::ledger::Acquires;
 use super::queue::{Answer, Key, Queue};
+use crate::error::SharedError;
 use crate::law::estimate::MeanTime;
 
 /// Places made in advance, for connections and for waiters; higher bounds grow them when they are really needed.
@@ -21,6 +22,8 @@ pub(crate) enum Entry<T> {
     Queued(Key),
     /// The queue is full; so many wait.
     Full(usize),
+    /// Nothing can be had before the deadline, and why.
+    Failed(SharedError),
     Closed,
 }
 
@@ -44,6 +47,14 @@ impl<T> From<Idle<T>> for Entry<T> {
     fn from(Idle { item, unproven, .. }: Idle<T>) -> Self {
         if unproven { Self::Unproven(item) } else { Self::Granted(item) }
     }
+}
+
+/// Dialing pauses.
+#[derive(Debug)]
+pub(super) struct NoDial {
+    pub until: Instant,
+    /// Why the last one failed.
+    pub error: SharedError,
 }
 
 /// What is counted as it happens; [`Counts`] are these with what follows from the rest.
@@ -75,6 +86,8 @@ pub(super) struct State<T> {
     /// Drained: nobody waits any more, and nobody will.
     pub closed: bool,
     pub bounds: Bounds,
+    /// Since a dial failed, until one succeeds.
+    pub no_dial: Option<NoDial>,
     pub use_time: MeanTime,
 }
 
@@ -85,6 +98,7 @@ impl<T> State<T> {
             queue: Queue::with_capacity(bounds.hard_cap.min(PRESIZED)),
             bounds,
             counts: Tally { target: bounds.min_size, ..Tally::default() },
+            no_dial: None,
             use_time: MeanTime::default(),
             draining: false,
             closed: false,
@@ -117,7 +131,21 @@ impl<T> State<T> {
             self.counts.acquires.shed += 1;
             return Entry::Full(self.queue.len());
         }
+        if let Some(failed) = self.fail_if_hopeless(deadline) {
+            return failed;
+        }
         Entry::Queued(self.queue.push_last(deadline, Some(waker.clone())))
+    }
+
+    /// No connection is there, none is being opened, and none will be for a while.
+    pub fn hopeless(&self) -> Option<&NoDial> {
+        self.no_dial.as_ref().filter(|_| self.permits() + self.counts.opening == 0)
+    }
+
+    pub fn fail_if_hopeless(&mut self, deadline: Instant) -> Option<Entry<T>> {
+        let error = self.hopeless().filter(|no_dial| deadline <= no_dial.until)?.error.clone();
+        self.counts.acquires.failed += 1;
+        Some(Entry::Failed(error))
     }
 
     /// Nothing is free for somebody who does not wait.

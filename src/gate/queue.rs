@@ -119,23 +119,25 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Answers all whose deadline has come, and adds whom to wake to `wakers`. O(1) while there are none, else it goes
+    /// Answers all whose deadline is `until` or before, and returns whom to wake. O(1) while there are none, else it goes
     /// through the line: deadlines need not be in the order of arrival.
-    pub fn expire(&mut self, now: Instant, wakers: &mut Vec<Option<Waker>>) {
-        if self.earliest.is_none_or(|earliest| earliest > now) {
-            return;
+    pub fn answer_until(&mut self, until: Instant, answer: impl Fn() -> Answer<T>) -> Vec<Option<Waker>> {
+        let mut wakers = Vec::new();
+        if self.earliest.is_none_or(|earliest| earliest > until) {
+            return wakers;
         }
         self.earliest = None;
         let mut next = self.first;
         while let Some(key) = next {
             let Waiter { deadline, behind, .. } = self.waiters[key.index()];
             next = behind;
-            if deadline <= now {
-                wakers.push(self.answer(key, Answer::TimedOut));
+            if deadline <= until {
+                wakers.push(self.answer(key, answer()));
             } else {
                 self.note(deadline);
             }
         }
+        wakers
     }
 
     /// Everybody in line who is to be woken, to look at the clock themselves.
@@ -256,8 +258,7 @@ mod tests {
                     Op::PushLast(due) => line.push_back((queue.push_last(at(due), None), due)),
                     Op::PushFirst(due) => line.push_front((queue.push_first(at(due)), due)),
                     Op::Expire(now) => {
-                        let mut wakers = Vec::new();
-                        queue.expire(at(now), &mut wakers);
+                        let wakers = queue.answer_until(at(now), || Answer::TimedOut);
                         let due = line.iter().filter(|(_, due)| *due <= now);
                         answered.extend(due.map(|(key, _)| (*key, None)));
                         let before = line.len();

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use super::counts::Bounds;
+use super::permits::NoDial;
 use super::queue::Answer;
 use super::slots::{Slots, wake};
 use crate::error::SharedError;
@@ -32,11 +33,12 @@ impl<T> Slots<T> {
         let mut state = self.lock();
         state.counts.opening -= 1;
         state.counts.in_use += 1;
+        let no_dial = state.no_dial.take();
         let (waker, surplus) = state.hand_on(item, Some(now));
         self.publish(&state);
         drop(state);
         wake(waker);
-        drop(surplus);
+        drop((surplus, no_dial));
     }
 
     /// A dial failed. Its place may stay taken until the server has let go.
@@ -49,18 +51,19 @@ impl<T> Slots<T> {
         self.lock().counts.places -= 1;
     }
 
-    /// Answers everybody with the error, if no connection is there and none is being opened.
-    pub fn fail_waiters(&self, error: &SharedError) {
-        let mut wakers = Vec::new();
+    /// No dial begins before `until`. While no connection is there and none is being opened, whoever must have one by then
+    /// waits in vain, and is told why at once: those who wait, and those who come.
+    pub fn no_dial_before(&self, until: Instant, error: &SharedError) {
         let mut state = self.lock();
-        if state.permits() + state.counts.opening == 0 {
-            while let Ok(waker) = state.queue.answer_first(Answer::Failed(error.clone())) {
-                wakers.push(waker);
-            }
-        }
+        let old = state.no_dial.replace(NoDial { until, error: error.clone() });
+        let wakers = match state.hopeless() {
+            Some(_) => state.queue.answer_until(until, || Answer::Failed(error.clone())),
+            None => Vec::new(),
+        };
         self.publish(&state);
         drop(state);
         wakers.into_iter().for_each(wake);
+        drop(old);
     }
 
     /// Sets the desired size, within the bounds; idle connections over it close, the longest idle first.

@@ -140,13 +140,16 @@ impl<T> Slots<T> {
         let mut pushed_out = None;
         let entry = match (state.take_idle(), deadline) {
             (Some(idle), _) => idle.into(),
-            (None, Some(deadline)) if !state.closed => {
-                // Older rights go first, and the bound of the queue holds: its youngest member makes room.
-                if state.queue.len() >= state.bounds.hard_cap {
-                    pushed_out = state.queue.answer_last(Answer::PushedOut).ok().flatten();
+            (None, Some(deadline)) if !state.closed => match state.fail_if_hopeless(deadline) {
+                Some(failed) => failed,
+                None => {
+                    // Older rights go first, and the bound of the queue holds: its youngest member makes room.
+                    if state.queue.len() >= state.bounds.hard_cap {
+                        pushed_out = state.queue.answer_last(Answer::PushedOut).ok().flatten();
+                    }
+                    Entry::Queued(state.queue.push_first(deadline))
                 }
-                Entry::Queued(state.queue.push_first(deadline))
-            }
+            },
             (None, _) => state.miss(),
         };
         self.publish(&state);
@@ -230,9 +233,8 @@ impl<T> Slots<T> {
 
     /// Answers those whose deadline has come, and says when the next one may.
     pub fn expire(&self, now: Instant) -> Option<Instant> {
-        let mut wakers = Vec::new();
         let mut state = self.lock();
-        state.queue.expire(now, &mut wakers);
+        let wakers = state.queue.answer_until(now, || Answer::TimedOut);
         let next = state.queue.earliest();
         self.publish(&state);
         drop(state);

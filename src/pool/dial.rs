@@ -11,6 +11,7 @@ use super::Inner;
 use crate::backend::{Backend, Place, Refusal};
 use crate::config::Settings;
 use crate::error::SharedError;
+use crate::gate::after;
 use crate::gate::counts::Counts;
 use crate::law::{Decision, Reason};
 use crate::observe::Event;
@@ -141,22 +142,22 @@ impl<B: Backend> Inner<B> {
     }
 
     fn dial_failed(&self, error: &SharedError, refusal: Refusal) {
-        {
+        let not_before = {
             let mut state = self.dialing.lock();
             state.failures += 1;
             state.not_before = Instant::now() + pause(refusal, state.failures, self.gate.draw());
             state.last_error = Some(error.clone());
             state.rejected = refusal == Refusal::Rejected;
-        }
+            state.not_before
+        };
         self.slots.open_failed();
         if refusal == Refusal::Full {
             self.stay();
         }
         self.gate.dial_failed();
         self.gate.observe(|| Event::DialFailed { error });
-        if self.dialing.fail_fast {
-            self.slots.fail_waiters(error);
-        }
+        let patience = if self.dialing.fail_fast { Duration::MAX } else { Duration::ZERO };
+        self.slots.no_dial_before(after(not_before, patience).into_std(), error);
         self.tell();
     }
 }

@@ -87,7 +87,7 @@ impl<B: Backend> AdaptivePool<B> {
     ///
     /// # Errors
     /// [`AcquireError::Shed`] when the queue is full, [`AcquireError::Timeout`] at the deadline,
-    /// [`AcquireError::Dial`] under `fail_fast`, [`AcquireError::Closed`] once drained.
+    /// [`AcquireError::Dial`] when no connection is open and none can be in time, [`AcquireError::Closed`] once drained.
     #[track_caller]
     pub fn acquire(&self) -> impl Future<Output = Result<Connection<B>, AcquireError>> + Send + use<'_, B> {
         self.acquire_at(Location::caller())
@@ -148,7 +148,7 @@ impl<B: Backend> AdaptivePool<B> {
                     let shed = inner.gate.shed(ShedReason::NoneIdle, depth, ShedBy::Gate);
                     return Err(AcquireError::Shed(shed));
                 }
-                Entry::Queued(_) | Entry::Closed => return Err(AcquireError::Closed),
+                Entry::Queued(_) | Entry::Failed(_) | Entry::Closed => return Err(AcquireError::Closed),
             }
         }
     }
