@@ -226,6 +226,10 @@ pub enum QueryError {
     Timeout(Duration),
     /// `commit` was called on a transaction in which a statement had failed: it was rolled back.
     RolledBack,
+    /// A COPY in was dropped before its end on this connection, or ended in a way that puts the driver out of step with
+    /// the server: no query could be sure to get its own answer, so none was sent. Take another connection; end a COPY
+    /// with [`finish`](crate::postgres::CopyIn::finish) or [`abort`](crate::postgres::CopyIn::abort).
+    CopyUnfinished,
     /// The server's answer, or the loss of the connection.
     Postgres(tokio_postgres::Error),
 }
@@ -237,6 +241,7 @@ impl QueryError {
         match self {
             Self::Timeout(_) => "timeout",
             Self::RolledBack => SqlState::IN_FAILED_SQL_TRANSACTION.code(),
+            Self::CopyUnfinished => "copy_unfinished",
             Self::Postgres(error) => error.code().map_or("connection", |state| state.code()),
         }
     }
@@ -254,7 +259,7 @@ impl QueryError {
     pub fn is_timeout(&self) -> bool {
         match self {
             Self::Timeout(_) => true,
-            Self::RolledBack => false,
+            Self::RolledBack | Self::CopyUnfinished => false,
             Self::Postgres(error) => error.code() == Some(&SqlState::QUERY_CANCELED),
         }
     }
@@ -268,6 +273,10 @@ impl fmt::Display for QueryError {
             Self::RolledBack => {
                 f.write_str("a statement of the transaction had failed: it was rolled back, not committed")
             }
+            Self::CopyUnfinished => f.write_str(
+                "a COPY on this connection did not end in an orderly way: take another one \
+                 (finish or abort ends a COPY)",
+            ),
             // tokio-postgres prints only «db error»: the server's sentence is one level down.
             Self::Postgres(error) => match error.as_db_error() {
                 Some(said) => write!(f, "{} ({})", said.message(), said.code().code()),
@@ -281,7 +290,7 @@ impl fmt::Display for QueryError {
 impl Error for QueryError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            Self::Timeout(_) | Self::RolledBack => None,
+            Self::Timeout(_) | Self::RolledBack | Self::CopyUnfinished => None,
             Self::Postgres(error) => Some(error),
         }
     }

@@ -1,5 +1,6 @@
 //! PostgreSQL: connections that are tracked, so that nobody ever gets one with somebody else's work in it.
 
+mod copy;
 mod dial;
 mod preflight;
 mod query;
@@ -24,6 +25,7 @@ use crate::backend::{Backend, ConnectionState, Place, Refusal};
 use crate::config::{ConfigError, Problem, env_ms};
 use crate::observe::ServerInfo;
 
+pub use copy::{CopyIn, CopyOut};
 pub use dial::DialError;
 use dial::{Dial, Dialer};
 pub use preflight::{Finding, Pools, Preflight, PreflightError};
@@ -114,9 +116,12 @@ impl Postgres {
     }
 
     /// The longest a query may take before it fails with [`QueryError::Timeout`](crate::QueryError::Timeout), which
-    /// over HTTP is a 504. For rows that are streamed, the longest between two rows. Default 5 s.
+    /// over HTTP is a 504. For rows and COPYs that are streamed, the longest wait for the server between two rows or pieces.
+    /// Default 5 s.
     ///
     /// The server's own `statement_timeout` is set to twice that, unless the role, the database or `options` set one.
+    /// That one is over the whole statement, the caller's own slowness included: for a long stream, raise it for the
+    /// role, or with `SET LOCAL statement_timeout = 0` in its transaction.
     #[must_use]
     pub fn query_timeout(mut self, timeout: Duration) -> Self {
         self.query_timeout = timeout;

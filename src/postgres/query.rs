@@ -6,7 +6,7 @@ use tokio_postgres::{Client, Row, Statement};
 
 use super::session::Session;
 use super::track::Track;
-use super::{Postgres, Rows, Sql, Transaction};
+use super::{CopyIn, CopyOut, Postgres, Rows, Sql, Transaction};
 use crate::error::QueryError;
 use crate::pool::Connection;
 
@@ -61,10 +61,39 @@ macro_rules! queries {
             I: IntoIterator<Item = P>,
             I::IntoIter: ExactSizeIterator,
         {
-            let running = self.track().begin(sql.text());
+            let running = self.track().begin(sql.text())?;
             let limit = self.track().backend.query_timeout;
             match timeout(limit, self.client().query_raw(sql, params)).await {
                 Ok(Ok(rows)) => Ok(Rows::new(rows, running, limit)),
+                Ok(Err(error)) => running.end(Err(error)),
+                Err(_) => Err(running.time_out()),
+            }
+        }
+
+        /// Begins a `COPY … FROM STDIN`: rows in, as fast as the server takes them. Nothing of it is stored unless it is
+        /// [`finish`](CopyIn::finish)ed.
+        ///
+        /// A refusal by the server (no such table, say) may cost the connection, which then takes no more queries
+        /// ([`QueryError::CopyUnfinished`]): tokio-postgres gets out of step by it.
+        ///
+        /// # Errors
+        /// As [`query`](Self::query).
+        pub async fn copy_in<'c, S: Sql + ?Sized>(&'c self, sql: &'c S) -> Result<CopyIn<'c>, QueryError> {
+            let (client, track) = (self.driver(), self.track());
+            CopyIn::begin(client, track, track.begin(sql.text())?, self.client().copy_in(sql)).await
+        }
+
+        /// Begins a `COPY … TO STDOUT`: its data as they come. When the stream is dropped before its end, the query is
+        /// cancelled on the server before anybody else gets the connection.
+        ///
+        /// # Errors
+        /// As [`query`](Self::query), here and for each piece; `query_timeout` holds between two pieces. For the server's own
+        /// limit over the whole, see [`Postgres::query_timeout`].
+        pub async fn copy_out<'c, S: Sql + ?Sized>(&'c self, sql: &'c S) -> Result<CopyOut<'c>, QueryError> {
+            let running = self.track().begin(sql.text())?;
+            let limit = self.track().backend.query_timeout;
+            match timeout(limit, self.client().copy_out(sql)).await {
+                Ok(Ok(data)) => Ok(CopyOut::new(data, running, limit)),
                 Ok(Err(error)) => running.end(Err(error)),
                 Err(_) => Err(running.time_out()),
             }
@@ -154,7 +183,7 @@ impl Connection<Postgres> {
         }
     }
 
-    /// The client underneath, for everything else (`LISTEN`, `COPY`). Its cancel token does not know the server's address:
+    /// The client underneath, for everything else (`LISTEN`, say). Its cancel token does not know the server's address:
     /// give `cancel_query_raw` a stream of your own.
     ///
     /// What is done with it cannot be tracked. So [`Postgres::after_raw`] decides whether the connection is closed when
@@ -172,6 +201,10 @@ impl Connection<Postgres> {
 
     fn client(&self) -> &Client {
         &self.session().client
+    }
+
+    fn driver(&self) -> &Client {
+        self.client()
     }
 
     fn track(&self) -> Track<'_> {

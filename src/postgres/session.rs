@@ -17,8 +17,9 @@ use super::dial::Dial;
 use super::wire::Status;
 use crate::backend::{ConnectionState, Place};
 
-/// How long the fence after `raw()` is waited for before what may be running is cancelled: a round trip, with some room.
-const RAW_PATIENCE: Duration = Duration::from_millis(50);
+/// How long the fence after `raw()` or a COPY that was left is waited for before what may be running is cancelled: a round
+/// trip, with some room. A COPY in ends by itself, and a cancel that comes before its first byte puts the driver out of step.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// What becomes of a connection when its [`raw`](crate::Connection::raw) client was used: only its user knows what was
 /// left in the session on purpose (`SET`, temporary tables, `LISTEN`, session advisory locks).
@@ -55,13 +56,16 @@ pub(super) struct Doubt {
     /// A query failed: the driver says so before the end of the server's answer, which alone tells whether a
     /// transaction is open. To be fenced.
     pub unread: AtomicBool,
+    /// A COPY in was left before its end, or failed so that the driver got out of step: no query gets an answer it could
+    /// be sure of. To be proven to be in step.
+    pub out_of_step: AtomicBool,
     /// `raw()` was used, in a way that nobody knows. To be fenced, perhaps cancelled, and proven to be in step.
     raw: AtomicBool,
 }
 
 impl Doubt {
     fn is_any(&self) -> bool {
-        self.running.load(Relaxed) || self.raw.load(Relaxed) || self.has_failures()
+        [&self.running, &self.unread, &self.out_of_step, &self.raw].iter().any(|doubt| doubt.load(Relaxed))
     }
 
     pub fn used_raw(&self, after: AfterRaw) {
@@ -107,15 +111,15 @@ impl Session {
     /// The cancel has been acted upon before the fence is sent, and nobody else has the connection until the fence has
     /// come back: it cannot hit anybody else's query.
     pub(super) async fn settle(&mut self, dialer: &dyn Dial) -> Result<(), DialError> {
-        let raw = self.doubt.raw.load(Relaxed);
-        if self.doubt.running.load(Relaxed) || (raw && self.is_slow().await) {
+        let in_doubt = self.doubt.raw.load(Relaxed) || self.doubt.out_of_step.load(Relaxed);
+        if self.doubt.running.load(Relaxed) || (in_doubt && self.is_slow().await) {
             dialer.cancel(self.client.cancel_token()).await?;
         }
         self.client.check_connection().await.map_err(DialError::Postgres)?;
         if !self.status.is_idle() {
             self.client.batch_execute("ROLLBACK").await.map_err(DialError::Postgres)?;
         }
-        if raw && !is_in_step(&self.client).await {
+        if in_doubt && !is_in_step(&self.client).await {
             return Err(DialError::Connect(io::Error::other("the driver is out of step with the server")));
         }
         self.doubt = Doubt::default();
@@ -124,7 +128,7 @@ impl Session {
 
     /// Whether something seems to be running.
     async fn is_slow(&self) -> bool {
-        timeout(RAW_PATIENCE, self.client.check_connection()).await.is_err()
+        timeout(PATIENCE, self.client.check_connection()).await.is_err()
     }
 }
 
@@ -133,7 +137,7 @@ impl Session {
 /// on takes each answer for that of the query after.
 ///
 /// An extra answer brings neither a row nor an error (which is what a failed transaction answers).
-async fn is_in_step(client: &Client) -> bool {
+pub(super) async fn is_in_step(client: &Client) -> bool {
     const PROOF: &str = "in step";
     match client.simple_query("select 'in step'").await {
         Ok(messages) => messages.iter().any(|message| match message {

@@ -29,7 +29,7 @@ impl<'a> Track<'a> {
         text: Option<&str>,
         query: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, QueryError> {
-        self.finish(self.begin(text), query).await
+        self.finish(self.begin(text)?, query).await
     }
 
     /// Prepares a statement under `query_timeout`. Only a failure counts as a query: a request whose statement is
@@ -39,16 +39,20 @@ impl<'a> Track<'a> {
         text: &str,
         prepare: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, QueryError> {
-        self.finish(self.watch(Some(text), true), prepare).await
+        self.finish(self.watch(Some(text), true)?, prepare).await
     }
 
-    pub fn begin<'t>(self, text: Option<&'t str>) -> Running<'a, 't> {
+    pub fn begin<'t>(self, text: Option<&'t str>) -> Result<Running<'a, 't>, QueryError> {
+        let running = self.watch(text, false)?;
         self.gate.queries().started();
-        self.watch(text, false)
+        Ok(running)
     }
 
-    fn watch<'t>(self, text: Option<&'t str>, preparing: bool) -> Running<'a, 't> {
-        Running { track: self, text, started: Instant::now(), preparing, ended: false }
+    fn watch<'t>(self, text: Option<&'t str>, preparing: bool) -> Result<Running<'a, 't>, QueryError> {
+        if self.doubt.out_of_step.load(Relaxed) {
+            return Err(QueryError::CopyUnfinished);
+        }
+        Ok(Running { track: self, text, started: Instant::now(), preparing, ended: false })
     }
 
     async fn finish<T>(
@@ -99,6 +103,12 @@ impl Running<'_, '_> {
         let error = QueryError::Timeout(self.track.backend.query_timeout);
         self.tell(error.code());
         error
+    }
+
+    /// Given up in an orderly way: nothing is left running.
+    pub fn give_up(mut self) {
+        self.track.doubt.unread.store(true, Relaxed);
+        self.ended(QueryEnd::Cancelled);
     }
 
     fn ended(&mut self, end: QueryEnd) {

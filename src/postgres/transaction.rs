@@ -4,11 +4,11 @@ use std::fmt;
 
 use tokio::time::timeout;
 use tokio_postgres::types::{BorrowToSql, ToSql};
-use tokio_postgres::{Row, Statement};
+use tokio_postgres::{Client, Row, Statement};
 
 use super::query::queries;
 use super::track::Track;
-use super::{Rows, Sql};
+use super::{CopyIn, CopyOut, Rows, Sql};
 use crate::error::QueryError;
 
 /// A transaction: committed by [`commit`](Self::commit), rolled back when it is dropped.
@@ -63,6 +63,10 @@ impl<'a> Transaction<'a> {
 
     fn client(&self) -> &tokio_postgres::Transaction<'a> {
         &self.inner
+    }
+
+    fn driver(&self) -> &Client {
+        self.inner.client()
     }
 
     fn track(&self) -> Track<'_> {
