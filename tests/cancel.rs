@@ -140,6 +140,11 @@ fn uses() -> Vec<Use> {
                 .await
             })
         }),
+    ]
+}
+
+fn unusual_uses() -> Vec<Use> {
+    vec![
         ("BEGIN as text", |c| {
             Box::pin(
                 async move { c.batch_execute("begin; update t set n = n + 1; select pg_sleep(0.002)").await },
@@ -148,6 +153,32 @@ fn uses() -> Vec<Use> {
         ("BEGIN as text, failed", |c| {
             Box::pin(async move {
                 let _ = c.batch_execute("begin; update t set n = n + 1; select 1 / 0").await;
+                Ok(())
+            })
+        }),
+        ("COPY in", |c| {
+            Box::pin(async move {
+                let mut copy = c.copy_in("copy t from stdin").await?;
+                for id in 100_000..100_020 {
+                    copy.send(format!("{id}\t{}\n", "0".repeat(8_000))).await?;
+                }
+                assert!(copy.finish().await.is_err(), "not a number");
+                Ok(())
+            })
+        }),
+        ("COPY in, given up", |c| {
+            Box::pin(async move {
+                let mut copy = c.copy_in("copy t from stdin").await?;
+                copy.send("7\t7\n").await?;
+                copy.abort().await
+            })
+        }),
+        ("COPY out", |c| {
+            Box::pin(async move {
+                let sql =
+                    "copy (select repeat('x', 9000), pg_sleep(0.001) from generate_series(1, 5)) to stdout";
+                let mut rows = pin!(c.copy_out(sql).await?);
+                while rows.next().await.transpose()?.is_some() {}
                 Ok(())
             })
         }),
@@ -170,7 +201,7 @@ async fn clean_hand_over_wherever_the_last_users_future_was_dropped() {
     let pool = one(&db).build().unwrap();
     pool.ready().await.unwrap();
     let mut serial = 0;
-    for (name, work) in uses() {
+    for (name, work) in uses().into_iter().chain(unusual_uses()) {
         for waits in 0.. {
             let connection = pool.acquire().await.unwrap();
             let ended = drop_after(waits, work(connection)).await;

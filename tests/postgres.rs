@@ -650,3 +650,45 @@ async fn the_server_has_limits_of_its_own_unless_somebody_set_others() {
     let pool = open(db.builder(|backend| backend.query_timeout(Duration::MAX))).await;
     assert_eq!(shown(&pool, "statement_timeout").await, "77s");
 }
+
+#[tokio::test]
+async fn a_pool_of_one_that_waits_for_itself_in_a_transaction_says_who_holds_it_and_undoes_the_transaction() {
+    let db = Db::start().await;
+    let pool =
+        open(db.builder(|backend| backend).max_size(1).acquire_timeout(Duration::from_millis(200))).await;
+    let mut connection = pool.acquire().await.unwrap();
+    connection.batch_execute("create table t (id int)").await.unwrap();
+    let outcome: Result<(), Box<dyn std::error::Error>> = async {
+        let work = async |transaction: &mut Transaction<'_>| {
+            transaction.execute("insert into t values (1)", &[]).await?;
+            // Instead of `transaction`, which is there.
+            let second = pool.acquire().await?;
+            second.execute("insert into t values (2)", &[]).await?;
+            Ok::<_, Box<dyn std::error::Error>>(())
+        };
+        connection.in_transaction(work).await
+    }
+    .await;
+    let said = outcome.unwrap_err().to_string();
+    assert!(
+        said.contains("1 of 1 connections in use") && said.contains("acquired at tests/postgres.rs"),
+        "{said}"
+    );
+    drop(connection);
+    let next = pool.acquire().await.unwrap();
+    assert!(next.query("select * from t", &[]).await.unwrap().is_empty(), "undone");
+}
+
+#[tokio::test]
+async fn a_connection_kept_over_a_drain_and_over_its_pool_serves_to_its_end() {
+    let db = Db::start().await;
+    let pool = open(db.builder(|backend| backend).max_size(2)).await;
+    let kept = pool.acquire().await.unwrap();
+    let late = pool.drain(Duration::from_millis(50)).await.unwrap_err();
+    assert_eq!((late.in_use, late.to_string().contains("1 connections in use")), (1, true), "{late}");
+    assert!(matches!(pool.acquire().await, Err(AcquireError::Closed)));
+    drop(pool);
+    pid(&kept).await;
+    drop(kept);
+    eventually(SOON, async || db.backends().await == 0).await;
+}
