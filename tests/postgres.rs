@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use support::eventually;
 use support::postgres::{Options, PostgresServer, StopMode};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_postgres::{Client, Config, NoTls};
 use tower_adaptive_pool::postgres::Transaction;
 use tower_adaptive_pool::{
@@ -691,4 +691,70 @@ async fn a_connection_kept_over_a_drain_and_over_its_pool_serves_to_its_end() {
     pid(&kept).await;
     drop(kept);
     eventually(SOON, async || db.backends().await == 0).await;
+}
+
+/// A stop whose every word reaches the client: raised by the server itself, so that no socket closes meanwhile.
+#[tokio::test]
+async fn a_connection_whose_server_says_that_it_stops_is_not_handed_on() {
+    let db = Db::start().await;
+    let pool = open(db.builder(|backend| backend).max_size(1)).await;
+    for code in ["57P01", "57P02"] {
+        let connection = pool.acquire().await.unwrap();
+        let before = pid(&connection).await;
+        let sql = format!("do $$ begin raise exception 'stopping' using errcode = '{code}'; end $$");
+        assert_eq!(connection.batch_execute(&sql).await.unwrap_err().code(), code);
+        drop(connection);
+        let next = timeout(SOON, pool.acquire()).await.unwrap().unwrap();
+        assert_ne!(pid(&next).await, before, "after {code}");
+    }
+    // Any other error costs no connection.
+    for code in ["57P03", "53300", "28000", "3D000", "57014", "40001"] {
+        let connection = pool.acquire().await.unwrap();
+        let before = pid(&connection).await;
+        let sql = format!("do $$ begin raise exception 'no' using errcode = '{code}'; end $$");
+        assert_eq!(connection.batch_execute(&sql).await.unwrap_err().code(), code);
+        drop(connection);
+        let next = timeout(SOON, pool.acquire()).await.unwrap().unwrap();
+        assert_eq!(pid(&next).await, before, "after {code}");
+    }
+    assert_eq!(pool.snapshot().queries.timed_out, 1);
+}
+
+/// A server that answers each dial with this SQLSTATE.
+async fn refusing(code: &'static str) -> Config {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let said = format!("SFATAL\0VFATAL\0C{code}\0Mno\0\0");
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let _ = socket.read(&mut [0; 1024]).await;
+            let length = (said.len() as u32 + 4).to_be_bytes();
+            let _ = socket.write_all(&[b"E", &length[..], said.as_bytes()].concat()).await;
+        }
+    });
+    let mut config = Config::new();
+    config.host("127.0.0.1").port(port).user("app");
+    config
+}
+
+#[tokio::test]
+async fn each_refusal_of_a_dial_has_its_own_pace() {
+    let started = Instant::now();
+    let mut slow = Vec::new();
+    for (code, at_least) in [("28P01", 1.0), ("28000", 1.0), ("3D000", 1.0), ("53300", 0.5)] {
+        let backend = Postgres::new(refusing(code).await, NoTls);
+        slow.push((code, at_least, AdaptivePool::builder(backend).min_size(1).build().unwrap()));
+    }
+    for code in ["57P01", "57P02", "57P03", "XX000"] {
+        let backend = Postgres::new(refusing(code).await, NoTls);
+        let pool = AdaptivePool::builder(backend).min_size(1).build().unwrap();
+        eventually(SOON, async || pool.snapshot().dial_failures >= 5).await;
+    }
+    for (code, pause, pool) in slow {
+        eventually(SOON, async || pool.snapshot().dial_failures > 0).await;
+        let asked = pool.snapshot().dial_failures;
+        let most = 1 + (started.elapsed().as_secs_f64() / pause) as u64;
+        assert!(asked <= most, "{code}: asked {asked} times, {most} at most");
+    }
 }

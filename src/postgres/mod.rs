@@ -46,6 +46,20 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 /// One host, by TCP or Unix socket. TCP keep-alives start after 10 s of silence where the configuration says two hours,
 /// which is tokio-postgres's default, and a server that is silent for a minute counts as gone.
 ///
+/// What the pool makes of the server's refusals:
+///
+/// | SQLSTATE | From a dial | From a query |
+/// |---|---|---|
+/// | 57P01, 57P02 (shutting down, crashed) | tried again, at most 300 ms apart | the connection is closed, not handed on |
+/// | 57P03 (starting up) | tried again, at most 300 ms apart | |
+/// | 25006 (read-only: a standby now) | | the connection is closed, not handed on: the primary may be elsewhere |
+/// | 53300 (too many connections) | the pool stays with what it has, and asks again within a second | |
+/// | class 28, 3D000 (who, or which database) | asked again every one to two seconds; [`ready`] fails at once | |
+/// | 57014 (cancelled, or `statement_timeout`) | | counts as a time-out; the connection is settled and stays |
+/// | any other | tried again, at most 300 ms apart | the connection is fenced and stays |
+///
+/// [`ready`]: crate::AdaptivePool::ready
+///
 /// Handshakes run on the runtime's blocking threads, at most `max_dialing` at once, because their hashing would hold up
 /// the requests: a program that occupies all of those threads while it waits for connections waits in vain.
 #[derive(Clone)]
