@@ -88,7 +88,7 @@ macro_rules! queries {
         ///
         /// # Errors
         /// As [`query`](Self::query), here and for each piece; `query_timeout` holds between two pieces. For the server's own
-        /// limit over the whole, see [`Postgres::query_timeout`].
+        /// limit over the whole, see [`Postgres::query_timeout`](crate::Postgres::query_timeout).
         pub async fn copy_out<'c, S: Sql + ?Sized>(&'c self, sql: &'c S) -> Result<CopyOut<'c>, QueryError> {
             let running = self.track().begin(sql.text())?;
             let limit = self.track().backend.query_timeout;
