@@ -10,12 +10,12 @@ use crate::scenario::{SCENARIOS, Scenario};
 #[derive(Debug, Parser)]
 #[command(name = "load_test")]
 pub struct Args {
-    /// What load to send: incident, burst, cpu or lock; may be given several times.
+    /// What load to send: incident, burst, cpu, lock or lock-nowait; may be given several times.
     #[arg(long = "scenario", value_name = "NAME", value_parser = Scenario::named, default_value = SCENARIOS[0].name)]
     pub scenarios: Vec<&'static Scenario>,
 
     /// What pool to put behind the server; may be given several times.
-    #[arg(long = "pool", value_name = "static:N|adaptive", default_values = ["static:20", "static:50", "adaptive"])]
+    #[arg(long = "pool", value_name = "static:N|fixed:N|adaptive", default_values = ["static:20", "static:50", "adaptive"])]
     pub pools: Vec<PoolSpec>,
 
     /// Use this PostgreSQL instead of starting a throw-away one.
@@ -34,9 +34,13 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=600))]
     pub phase_seconds: u32,
 
-    /// Connections the adaptive pool starts from and always keeps.
-    #[arg(long, value_name = "N", default_value = "10")]
-    pub min_size: NonZeroUsize,
+    /// Connections the adaptive pool starts from and always keeps: 10 unless the scenario is better told from 2.
+    #[arg(long, value_name = "N")]
+    pub min_size: Option<NonZeroUsize>,
+
+    /// How many times to run each pool of a scenario, in turns; more than one prints medians and intervals instead.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub rounds: u32,
 
     /// Connections the adaptive pool never exceeds.
     #[arg(long, value_name = "N", default_value = "50")]
@@ -60,12 +64,17 @@ impl Args {
     /// What was typed; otherwise explains itself on stderr and exits with 2.
     pub fn from_command_line() -> Self {
         let args = Self::parse();
-        if args.min_size > args.max_size {
-            let sentence =
-                format!("--min-size {} is larger than --max-size {}", args.min_size, args.max_size);
+        let smallest = args.scenarios.iter().map(|scenario| args.min_size(scenario)).max().unwrap_or(1);
+        if smallest > args.max_size.get() {
+            let sentence = format!("--min-size {smallest} is larger than --max-size {}", args.max_size);
             Self::command().error(ErrorKind::ValueValidation, sentence).exit();
         }
         args
+    }
+
+    /// Where the adaptive pool starts in a scenario.
+    pub fn min_size(&self, scenario: &Scenario) -> usize {
+        self.min_size.map_or(scenario.min_size, NonZeroUsize::get)
     }
 }
 
@@ -74,6 +83,8 @@ impl Args {
 pub enum PoolSpec {
     /// Plain deadpool-postgres of this fixed size.
     Static(NonZeroUsize),
+    /// The pool of this crate behind its layer, kept at this size.
+    Fixed(NonZeroUsize),
     /// The pool of this crate behind its layer.
     Adaptive,
 }
@@ -82,7 +93,7 @@ impl PoolSpec {
     /// The most connections it may ever have.
     pub fn most(self, args: &Args) -> usize {
         match self {
-            Self::Static(size) => size.get(),
+            Self::Static(size) | Self::Fixed(size) => size.get(),
             Self::Adaptive => args.max_size.get(),
         }
     }
@@ -95,9 +106,10 @@ impl FromStr for PoolSpec {
         if text == "adaptive" {
             return Ok(Self::Adaptive);
         }
-        let size = text.strip_prefix("static:").and_then(|size| size.parse().ok());
-        size.map(Self::Static)
-            .ok_or("a pool is `adaptive`, or `static:N` with a fixed size N of at least 1, as in `static:20`")
+        let sized = |kind| text.strip_prefix(kind).and_then(|size| size.parse().ok());
+        sized("static:").map(Self::Static).or_else(|| sized("fixed:").map(Self::Fixed)).ok_or(
+            "a pool is `adaptive`, or `static:N` (deadpool) or `fixed:N` (ours) with a size N of at least 1, as in `static:20`",
+        )
     }
 }
 
@@ -105,6 +117,7 @@ impl fmt::Display for PoolSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Static(size) => write!(f, "static:{size}"),
+            Self::Fixed(size) => write!(f, "fixed:{size}"),
             Self::Adaptive => f.write_str("adaptive"),
         }
     }

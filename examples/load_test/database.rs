@@ -58,12 +58,12 @@ impl Database {
         if self.own.is_some() {
             self.admin.batch_execute(&format!("alter role app connection limit {ceiling}")).await?;
         }
-        if work == Work::HotRowLock {
-            let (mut owner, connection) = self.config.connect(NoTls).await?;
+        if work.needs_tables() {
+            let (owner, connection) = self.config.connect(NoTls).await?;
             let task = tokio::spawn(connection);
-            let table = owner.transaction().await?;
-            table.batch_execute(crate::server::work::SHARED_ROW).await?;
-            table.commit().await?;
+            for statement in crate::server::work::TABLES.split(';') {
+                owner.batch_execute(statement).await?;
+            }
             drop(owner);
             let _ = task.await;
         }

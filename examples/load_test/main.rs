@@ -10,6 +10,7 @@ mod http;
 mod picture;
 mod progress;
 mod report;
+mod rounds;
 mod scenario;
 mod server;
 mod table;
@@ -88,11 +89,14 @@ async fn run(args: &Args) -> Result<(), Error> {
     let mut database = Database::open(args.database_url.as_deref(), largest).await?;
     let mut runs = Vec::new();
     for scenario in &args.scenarios {
-        for &pool in &args.pools {
-            runs.push(run_one(&mut database, args, scenario, pool).await?);
+        for _ in 0..args.rounds {
+            for &pool in &args.pools {
+                runs.push(run_one(&mut database, args, scenario, pool).await?);
+            }
         }
     }
-    print!("{}", table::comparison(&runs, args.min_size.get()));
+    let told = if args.rounds > 1 { rounds::summary(&runs) } else { table::comparison(&runs, args) };
+    print!("{told}");
     if let Some(path) = &args.json {
         let json = serde_json::to_string(&Report { runs: &runs })? + "\n";
         fs::write(path, json).map_err(|error| cannot_write(path, &error))?;
@@ -112,7 +116,7 @@ async fn run_one(
     pool: PoolSpec,
 ) -> Result<Run, Error> {
     database.prepare(scenario.work, pool.most(args)).await?;
-    let server = server::serve(database, args, pool, scenario.work).await?;
+    let server = server::serve(database, args, pool, scenario).await?;
     let plan = Plan { server: server.addr(), phases: scenario.phases(args.phase_seconds) };
     let mut display = Display::new(format!("{} × {pool}", scenario.name), &plan.phases);
     let load = generate(&plan, |progress| display.update(progress)).await?;

@@ -11,6 +11,8 @@ pub enum Work {
     Cpu5,
     /// 6 ms of sleep, then a transaction that updates a row shared by all: connections past the knee cost.
     HotRowLock,
+    /// The same without waiting for the row: whoever finds it locked tries again at once. More connections are more tries.
+    HotRowNowait,
 }
 
 /// A named load: calm, too much, calm again.
@@ -19,6 +21,10 @@ pub struct Scenario {
     pub name: &'static str,
     pub about: &'static str,
     pub work: Work,
+    /// Where the adaptive pool starts, unless told otherwise.
+    pub min_size: usize,
+    /// The overload is so deep that 100 ms would say more about the queue than about the pool's size.
+    pub counts_all_served: bool,
     calm_per_s: u32,
     burst_per_s: u32,
 }
@@ -32,11 +38,13 @@ pub struct Phase {
 }
 
 /// Every scenario there is; the first is the default.
-pub const SCENARIOS: [Scenario; 4] = [
+pub const SCENARIOS: [Scenario; 5] = [
     Scenario {
         name: "incident",
         about: "6 ms of waiting each; more than any pool of 20 can carry",
         work: Work::Sleep6,
+        min_size: 10,
+        counts_all_served: false,
         calm_per_s: 420,
         burst_per_s: 6_000,
     },
@@ -44,6 +52,8 @@ pub const SCENARIOS: [Scenario; 4] = [
         name: "burst",
         about: "6 ms of waiting each; ten times the calm rate",
         work: Work::Sleep6,
+        min_size: 10,
+        counts_all_served: false,
         calm_per_s: 420,
         burst_per_s: 4_200,
     },
@@ -51,6 +61,8 @@ pub const SCENARIOS: [Scenario; 4] = [
         name: "cpu",
         about: "5 ms of the database's CPU each; more connections do not help",
         work: Work::Cpu5,
+        min_size: 2,
+        counts_all_served: true,
         calm_per_s: 110,
         burst_per_s: 1_140,
     },
@@ -58,6 +70,17 @@ pub const SCENARIOS: [Scenario; 4] = [
         name: "lock",
         about: "one row that all want to update; more connections than the knee do harm",
         work: Work::HotRowLock,
+        min_size: 2,
+        counts_all_served: true,
+        calm_per_s: 420,
+        burst_per_s: 2_600,
+    },
+    Scenario {
+        name: "lock-nowait",
+        about: "the same row, locked with NOWAIT and tried again at once: more connections do much harm",
+        work: Work::HotRowNowait,
+        min_size: 2,
+        counts_all_served: true,
         calm_per_s: 420,
         burst_per_s: 2_600,
     },

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use comfy_table::{Attribute, Cell, CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 
-use crate::report::Run;
+use crate::{args::Args, report::Run, scenario::Scenario};
 
 /// A line of the table: what it says, and how it reads in one run.
 type Line = (&'static str, fn(&Run) -> String);
@@ -32,10 +32,11 @@ const LINES: [Line; 17] = [
 ];
 
 /// The scenarios in the order they ran, each with its table and its sentence.
-pub fn comparison(runs: &[Run], min_size: usize) -> String {
+pub fn comparison(runs: &[Run], args: &Args) -> String {
     let mut text = String::new();
     for group in runs.chunk_by(|a, b| a.scenario == b.scenario) {
         let _ = writeln!(text, "{}", table(group));
+        let min_size = Scenario::named(group[0].scenario).map_or(0, |scenario| args.min_size(scenario));
         if let Some(sentence) = summary(group, min_size) {
             let _ = writeln!(text, "{sentence}");
         }

@@ -13,7 +13,7 @@ use crate::{
     database::Database,
     http::HttpServer,
     report::{LedgerCounts, ServerReport},
-    scenario::Work,
+    scenario::{Scenario, Work},
 };
 use meter::Meter;
 
@@ -33,9 +33,9 @@ pub async fn serve(
     database: &Database,
     args: &Args,
     pool: PoolSpec,
-    work: Work,
+    scenario: &Scenario,
 ) -> Result<RunningServer, Error> {
-    let waits = meter::Waits::default();
+    let (work, waits) = (scenario.work, meter::Waits::default());
     let (router, meter, pool) = match pool {
         PoolSpec::Static(size) => {
             let pool = fixed::open(database.config(), size.get()).await?;
@@ -45,8 +45,8 @@ pub async fn serve(
             });
             (fixed::router(pool.clone(), work, waits.clone()), meter, Pool::Fixed(pool))
         }
-        PoolSpec::Adaptive => {
-            let own = own::open(database.config(), args).await?;
+        PoolSpec::Fixed(_) | PoolSpec::Adaptive => {
+            let own = own::open(database.config(), args, pool, args.min_size(scenario)).await?;
             let meter = Meter::start({
                 let gate = own.pool.gate().clone();
                 move || own::sizes(&gate)
@@ -102,7 +102,7 @@ impl From<&tower_adaptive_pool::Snapshot> for LedgerCounts {
             acquire_timeouts: seen.acquires.timed_out,
             query_timeouts: seen.queries.timed_out,
             queries_ok: seen.queries.ok,
-            queries_per_request: 1,
+            queries_per_request: Some(1),
         }
     }
 }

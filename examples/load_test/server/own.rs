@@ -10,7 +10,13 @@ use tower_adaptive_pool::{
 };
 
 use super::{Sizes, meter::Waits};
-use crate::{Error, args::Args, report::LedgerCounts, scenario::Work, telemetry::Telemetry};
+use crate::{
+    Error,
+    args::{Args, PoolSpec},
+    report::LedgerCounts,
+    scenario::Work,
+    telemetry::Telemetry,
+};
 
 /// Longer than any query of the scenarios takes.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -20,12 +26,16 @@ pub struct Own {
     telemetry: Telemetry,
 }
 
-pub async fn open(config: &Config, args: &Args) -> Result<Own, Error> {
+pub async fn open(config: &Config, args: &Args, pool: PoolSpec, min_size: usize) -> Result<Own, Error> {
     let telemetry = Telemetry::from_env()?;
+    let (min_size, max_size) = match pool {
+        PoolSpec::Static(size) | PoolSpec::Fixed(size) => (size.get(), size.get()),
+        PoolSpec::Adaptive => (min_size, args.max_size.get()),
+    };
     let builder = AdaptivePool::builder(Postgres::new(config.clone(), NoTls))
         .name("load_test")
-        .min_size(args.min_size.get())
-        .max_size(args.max_size.get())
+        .min_size(min_size)
+        .max_size(max_size)
         .max_dialing(args.max_dialing.get());
     let builder = match telemetry.observer() {
         Some(observer) => builder.observer(observer),

@@ -1,19 +1,25 @@
 //! What one request does with a connection, the same over either pool.
 
+use tokio_postgres::error::SqlState;
 use tower_adaptive_pool::{Connection, Postgres, QueryError};
 
 use crate::scenario::Work;
 
-/// The row that all want to update.
-pub const SHARED_ROW: &str = "
+/// The row that all want to update, and three thousand others to add up meanwhile.
+pub const TABLES: &str = "
     create table if not exists load_test_counter (id int primary key, n bigint not null) with (fillfactor = 10);
-    insert into load_test_counter values (1, 0) on conflict do nothing";
+    insert into load_test_counter values (1, 0) on conflict do nothing;
+    create table if not exists load_test_rows (id int primary key, n bigint not null);
+    insert into load_test_rows select i, i from generate_series(1, 3000) i on conflict do nothing;
+    vacuum analyze load_test_rows";
 
 const SLEEP: &str = "select pg_sleep(0.006)";
 /// About 5 ms of CPU on the machine this was written on (210/s over one connection there, 420/s over four on two cores).
 const BURN: &str = "select sum(sqrt(i)) from generate_series(1, 12000) i";
 const UPDATE: &str = "update load_test_counter set n = n + 1 where id = 1";
-const SUM: &str = "select sum(sqrt(i)) from generate_series(1, 3000) i";
+const SUM: &str = "select sum(n) from load_test_rows";
+const LOCK: &str = "select n from load_test_counter where id = 1 for update nowait";
+const SHORT_SUM: &str = "select sum(n) from load_test_rows where id <= 1000";
 
 /// The same words to two clients whose types have nothing else in common.
 macro_rules! run {
@@ -33,19 +39,54 @@ macro_rules! run {
                 transaction.query(&sum, &[]).await?;
                 transaction.commit().await?;
             }
+            Work::HotRowNowait => {
+                let sleep = $db.prepare_cached(SLEEP).await?;
+                $db.query(&sleep, &[]).await?;
+                loop {
+                    let transaction = $db.transaction().await?;
+                    let lock = transaction.prepare_cached(LOCK).await?;
+                    match transaction.query(&lock, &[]).await {
+                        Ok(_) => {}
+                        // Somebody else has it: what a client does that was told not to wait.
+                        Err(error) if is_locked(&error) => {
+                            transaction.rollback().await?;
+                            continue;
+                        }
+                        Err(error) => return Err(error),
+                    }
+                    let sum = transaction.prepare_cached(SHORT_SUM).await?;
+                    transaction.query(&sum, &[]).await?;
+                    let update = transaction.prepare_cached(UPDATE).await?;
+                    transaction.execute(&update, &[]).await?;
+                    transaction.commit().await?;
+                    break;
+                }
+            }
         }
         Ok(())
     }};
 }
 
+/// 55P03, from either client.
+fn is_locked(error: &(impl std::error::Error + 'static)) -> bool {
+    let error: &(dyn std::error::Error + 'static) = error;
+    let of_driver = error.downcast_ref().or_else(|| error.source()?.downcast_ref());
+    of_driver.and_then(tokio_postgres::Error::code) == Some(&SqlState::LOCK_NOT_AVAILABLE)
+}
+
 impl Work {
-    /// Statements the ledger counts for each request that was served.
-    pub fn queries(self) -> u64 {
+    /// Statements the ledger counts for each request that was served; `None` where each tries as often as it must.
+    pub fn queries(self) -> Option<u64> {
         match self {
-            Self::Sleep6 | Self::Cpu5 => 1,
+            Self::Sleep6 | Self::Cpu5 => Some(1),
             // The sleep; begin, update, sum, commit.
-            Self::HotRowLock => 5,
+            Self::HotRowLock => Some(5),
+            Self::HotRowNowait => None,
         }
+    }
+
+    pub fn needs_tables(self) -> bool {
+        matches!(self, Self::HotRowLock | Self::HotRowNowait)
     }
 
     pub async fn adaptive(self, mut db: Connection<Postgres>) -> Result<(), QueryError> {

@@ -1,0 +1,128 @@
+//! The same comparison many times over: which fixed size was best in hindsight, and what share of its goodput the adaptive
+//! pool had, with a confidence interval.
+
+use std::fmt::Write as _;
+
+use crate::{report::Run, scenario::Scenario, table::count};
+
+/// Student's t for a 95 % interval with 1, 2, 3 ... degrees of freedom; from 15 on the normal one is near enough.
+const T_95: [f64; 14] = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14];
+
+/// What counts as good in a scenario.
+fn goodput(run: &Run) -> f64 {
+    let slow = Scenario::named(run.scenario).is_ok_and(|scenario| scenario.counts_all_served);
+    let of = |load: &crate::generator::stats::Figures| if slow { load.served } else { load.within_100ms };
+    // The calm before and after is served by any pool.
+    run.phase("burst").map_or(0, |phase| of(&phase.load)) as f64
+}
+
+/// One pool's runs of one scenario, in the order of the rounds.
+struct Pool<'a> {
+    name: &'a str,
+    runs: Vec<&'a Run>,
+}
+
+impl Pool<'_> {
+    fn goodputs(&self) -> Vec<f64> {
+        self.runs.iter().map(|run| goodput(run)).collect()
+    }
+}
+
+/// The table of all scenarios, in Markdown, and their sentences.
+pub fn summary(runs: &[Run]) -> String {
+    let mut text = String::new();
+    for scenario in names(runs.iter().map(|run| run.scenario)) {
+        let of_scenario = || runs.iter().filter(|run| run.scenario == scenario);
+        let pools = names(of_scenario().map(|run| run.pool.as_str()))
+            .into_iter()
+            .map(|name| Pool { name, runs: of_scenario().filter(|run| run.pool == name).collect() });
+        describe(&mut text, scenario, &pools.collect::<Vec<_>>());
+    }
+    text
+}
+
+fn names<'a>(all: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut names = Vec::new();
+    for name in all {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+fn describe(text: &mut String, name: &str, pools: &[Pool<'_>]) {
+    let scenario = Scenario::named(name).ok();
+    let good = match scenario {
+        Some(scenario) if scenario.counts_all_served => "served",
+        _ => "served within 100 ms",
+    };
+    let about = scenario.map_or("", |scenario| scenario.about);
+    let _ = writeln!(text, "\n### `{name}`: {about}\n");
+    let _ = writeln!(
+        text,
+        "| pool | {good} of the burst, median (least .. most) | peak connections | connection-seconds |"
+    );
+    let _ = writeln!(text, "|---|---|---|---|");
+    for pool in pools {
+        let peak = median(pool.runs.iter().map(|run| run.server.peak_connections as f64).collect());
+        let seconds = median(pool.runs.iter().map(|run| run.server.connection_seconds).collect());
+        let _ = writeln!(text, "| {} | {} | {peak:.0} | {seconds:.0} |", pool.name, spread(pool.goodputs()));
+    }
+    let Some(adaptive) = pools.iter().find(|pool| pool.name == "adaptive") else { return };
+    let best = pools.iter().filter(|pool| pool.name != "adaptive").max_by(|a, b| {
+        let total = |pool: &Pool<'_>| pool.goodputs().iter().sum::<f64>();
+        total(a).total_cmp(&total(b))
+    });
+    let Some(best) = best else { return };
+    let ratios: Vec<_> =
+        adaptive.goodputs().iter().zip(best.goodputs()).map(|(ours, theirs)| ours / theirs).collect();
+    let (mean, half) = interval(&ratios);
+    let _ = writeln!(
+        text,
+        "\nBest in hindsight: {}. Adaptive ÷ {}, by rounds: {mean:.3}, 95 % interval {:.3} to {:.3}.",
+        best.name,
+        best.name,
+        mean - half,
+        mean + half
+    );
+}
+
+/// The mean and half the width of its 95 % interval, by Student.
+fn interval(values: &[f64]) -> (f64, f64) {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let freedom = values.len().saturating_sub(1);
+    if freedom == 0 {
+        return (mean, f64::INFINITY);
+    }
+    let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / freedom as f64;
+    let t = T_95.get(freedom - 1).copied().unwrap_or(1.96 * 1.07);
+    (mean, t * (variance / n).sqrt())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}
+
+fn spread(mut values: Vec<f64>) -> String {
+    values.sort_by(f64::total_cmp);
+    let [least, middle, most] =
+        [0, values.len() / 2, values.len().saturating_sub(1)].map(|at| count(values[at].round() as u64));
+    format!("{middle} ({least} .. {most})")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_interval_is_students() {
+        let (mean, half) = interval(&[0.9, 1.0, 1.1]);
+        assert!((mean - 1.0).abs() < 1e-12);
+        // 4.30 × 0.1 ÷ √3
+        assert!((half - 0.248).abs() < 1e-3, "{half}");
+        assert_eq!(interval(&[1.0]), (1.0, f64::INFINITY));
+    }
+}
