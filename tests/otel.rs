@@ -25,7 +25,7 @@ use support::{
     line::{line_up, one_permit},
     sim::Sim,
 };
-use tokio::time::advance;
+use tokio::time::{advance, sleep};
 use tower::{Layer, Service, service_fn};
 use tower_adaptive_pool::{
     AcquireError, AdaptivePool, AdaptivePoolLayer, Builder, LimitOnly, Limiter, Otel, QueueDepth, Verdict,
@@ -298,11 +298,25 @@ async fn a_time_out_because_nothing_could_be_dialed_says_so() {
     let telemetry = Telemetry::new();
     let sim = Sim::default();
     sim.go_down(true);
-    let builder = AdaptivePool::builder(sim).name("orders").acquire_timeout(PATIENCE);
+    sim.dial_takes(PATIENCE * 2);
+    let builder = AdaptivePool::builder(sim.clone()).name("orders").acquire_timeout(PATIENCE);
     let pool = builder.observer(telemetry.observer()).build().unwrap();
     assert!(pool.acquire().await.is_err());
     let [span] = &telemetry.spans()[..] else { panic!("one span: {:?}", telemetry.spans()) };
-    assert_eq!(attribute(span, "error.type"), &Value::from("pool_dial_timeout"));
+    assert_eq!(attribute(span, "error.type"), &Value::from("pool_wait_timeout"), "nothing has failed yet");
+
+    // The first dial has failed, and the next one is under way.
+    sleep(PATIENCE).await;
+    assert!(pool.acquire().await.is_err());
+    assert_eq!(attribute(&telemetry.spans()[1], "error.type"), &Value::from("pool_dial_timeout"));
+
+    // Between two dials, with no time to wait for the next one.
+    sim.dial_takes(Duration::ZERO);
+    let codes = async || {
+        let _ = pool.acquire().await;
+        telemetry.spans().last().map(|span| attribute(span, "error.type").clone())
+    };
+    eventually(PATIENCE * 20, async || codes().await == Some(Value::from("pool_dial_failed"))).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -93,7 +93,11 @@ impl Denied {
     ) -> AcquireError {
         match self {
             Self::Full(depth) => AcquireError::Shed(gate.shed(ShedReason::HardCap, depth, ShedBy::Gate)),
-            Self::Failed(error) => AcquireError::Dial(error),
+            Self::Failed(error) => {
+                let (error, waited) = (AcquireError::Dial(error), span.started.elapsed());
+                gate.observe(|| Event::AcquireTimedOut { error: &error, waited });
+                error
+            }
             Self::TimedOut => timed_out(gate, slots, span, dial_error()),
             Self::Closed => AcquireError::Closed,
         }

@@ -37,7 +37,7 @@ pub enum Event<'a> {
         /// Who refused.
         by: ShedBy,
     },
-    /// An acquire ran into its deadline.
+    /// An acquire ran into its deadline, or learnt that it would: no connection can be had in its time.
     #[non_exhaustive]
     AcquireTimedOut {
         /// The error the caller gets.
