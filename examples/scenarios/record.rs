@@ -1,0 +1,214 @@
+//! What is kept of a run.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use tower_adaptive_pool::Snapshot;
+
+use crate::opponents::Choice;
+use crate::run::LOOK;
+use crate::scenario::Scenario;
+
+/// The width of a bin.
+pub const BIN_S: f64 = 0.1;
+/// A smaller move of the target is no move.
+const MOVE: f64 = 0.15;
+
+/// A tenth of a second. Requests are counted where they were first sent, so that two runs compare the same ones; sizes
+/// are means over the bin and sums over the instances.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Bin {
+    pub offered: u32,
+    pub in_time: u32,
+    pub shed: u32,
+    pub timed_out: u32,
+    pub target: f64,
+    pub in_use: f64,
+    pub queue_depth: f64,
+    pub size: f64,
+}
+
+/// What came of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Run {
+    pub choice: Choice,
+    pub seed: u64,
+    pub bins: Vec<Bin>,
+    /// Requests served in time, first tries and retries.
+    pub goodput: u64,
+    pub p99_ms: Option<f64>,
+    pub connection_seconds: f64,
+    /// Turns of the target by 15 % or more, probes apart; of the instance with the most.
+    pub reversals: u32,
+    pub probes: u32,
+    /// The part of the time that the instances spent in probes.
+    pub probing: f64,
+}
+
+/// A run in the making.
+pub struct Record {
+    bins: Vec<Bin>,
+    looks: Vec<u32>,
+    latencies: Vec<f32>,
+    connection_seconds: f64,
+    instances: Vec<Moves>,
+    instance_looks: u64,
+    probing_looks: u64,
+}
+
+impl Record {
+    pub fn new(scenario: &Scenario) -> Self {
+        let bins = (scenario.seconds() / BIN_S).round() as usize;
+        Self {
+            bins: vec![Bin::default(); bins],
+            looks: vec![0; bins],
+            latencies: Vec::new(),
+            connection_seconds: 0.0,
+            instances: Vec::new(),
+            instance_looks: 0,
+            probing_looks: 0,
+        }
+    }
+
+    fn bin(&mut self, at: Duration) -> &mut Bin {
+        let index = (at.as_secs_f64() / BIN_S) as usize;
+        let last = self.bins.len() - 1;
+        &mut self.bins[index.min(last)]
+    }
+
+    pub fn offered(&mut self, at: Duration) {
+        self.bin(at).offered += 1;
+    }
+
+    /// An attempt of the request first sent at `at` was answered.
+    pub fn answered(&mut self, at: Duration, took: Duration, status: StatusCode, in_time: bool) {
+        let bin = self.bin(at);
+        bin.in_time += u32::from(in_time);
+        bin.shed += u32::from(status == StatusCode::SERVICE_UNAVAILABLE);
+        bin.timed_out += u32::from(status == StatusCode::GATEWAY_TIMEOUT);
+        if status == StatusCode::OK {
+            self.latencies.push(took.as_secs_f32() * 1e3);
+        }
+    }
+
+    /// How the instances stand.
+    pub fn look(&mut self, now: Duration, snapshots: impl Iterator<Item = Snapshot>) {
+        let index = (now.as_secs_f64() / BIN_S + 1e-6) as usize;
+        if index >= self.bins.len() {
+            return;
+        }
+        self.looks[index] += 1;
+        for (number, snapshot) in snapshots.enumerate() {
+            if number == self.instances.len() {
+                self.instances.push(Moves::new(snapshot.target));
+            }
+            let moves = &mut self.instances[number];
+            moves.see(snapshot.target, snapshot.last_decision.reason.code());
+            self.instance_looks += 1;
+            self.probing_looks += u64::from(moves.probing);
+            let bin = &mut self.bins[index];
+            bin.target += snapshot.target as f64;
+            bin.in_use += snapshot.in_use as f64;
+            bin.queue_depth += snapshot.queue_depth as f64;
+            bin.size += snapshot.size as f64;
+            self.connection_seconds += snapshot.size as f64 * LOOK.as_secs_f64();
+        }
+    }
+
+    pub fn finish(mut self, choice: Choice, seed: u64) -> Run {
+        for (bin, looks) in self.bins.iter_mut().zip(&self.looks) {
+            let looks = f64::from((*looks).max(1));
+            for mean in [&mut bin.target, &mut bin.in_use, &mut bin.queue_depth, &mut bin.size] {
+                *mean /= looks;
+            }
+        }
+        self.latencies.sort_unstable_by(f32::total_cmp);
+        let p99 = self.latencies.get(self.latencies.len() * 99 / 100);
+        Run {
+            choice,
+            seed,
+            goodput: self.bins.iter().map(|bin| u64::from(bin.in_time)).sum(),
+            p99_ms: p99.map(|&ms| f64::from(ms)),
+            connection_seconds: self.connection_seconds,
+            reversals: self.instances.iter().map(|moves| moves.reversals).max().unwrap_or(0),
+            probes: self.instances.iter().map(|moves| moves.probes).sum(),
+            probing: self.probing_looks as f64 / self.instance_looks.max(1) as f64,
+            bins: self.bins,
+        }
+    }
+}
+
+/// The moves of one instance's target.
+struct Moves {
+    target: usize,
+    probing: bool,
+    probes: u32,
+    reversals: u32,
+    /// The way the target goes, once it has moved by 15 %, and how far it came.
+    rising: Option<bool>,
+    lowest: f64,
+    highest: f64,
+}
+
+impl Moves {
+    fn new(target: usize) -> Self {
+        let at = target as f64;
+        Self { target, probing: false, probes: 0, reversals: 0, rising: None, lowest: at, highest: at }
+    }
+
+    fn see(&mut self, target: usize, code: &str) {
+        if target == self.target {
+            return;
+        }
+        self.target = target;
+        self.probing = code.starts_with("probe");
+        if self.probing {
+            self.probes += 1;
+        } else {
+            self.turn(target as f64);
+        }
+    }
+
+    /// Many small moves are as good as a large one: what counts is the way from the last turning point.
+    fn turn(&mut self, at: f64) {
+        (self.lowest, self.highest) = (self.lowest.min(at), self.highest.max(at));
+        let rises = at >= self.lowest * (1.0 + MOVE) && self.rising != Some(true);
+        let falls = at <= self.highest * (1.0 - MOVE) && self.rising != Some(false);
+        if rises || falls {
+            self.reversals += u32::from(self.rising.is_some());
+            self.rising = Some(rises);
+            (self.lowest, self.highest) = (at, at);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reversals(targets: &[usize]) -> u32 {
+        let mut moves = Moves::new(targets[0]);
+        targets.iter().for_each(|&target| moves.see(target, "test"));
+        moves.reversals
+    }
+
+    #[test]
+    fn a_reversal_is_two_large_moves_in_opposite_directions() {
+        assert_eq!(reversals(&[10, 15, 23, 35, 50]), 0, "growth");
+        assert_eq!(reversals(&[10, 15, 23, 20, 23]), 0, "13 % back is no move");
+        assert_eq!(reversals(&[10, 15, 23, 15]), 1);
+        assert_eq!(reversals(&[10, 20, 19, 18, 17, 16, 15, 10]), 1, "many small moves");
+        assert_eq!(reversals(&[10, 20, 10, 20, 10]), 3);
+        assert_eq!(reversals(&[40, 20, 21, 22, 23]), 1);
+    }
+
+    #[test]
+    fn probes_are_counted_apart() {
+        let mut moves = Moves::new(10);
+        for (target, code) in [(20, "grow"), (15, "probe"), (20, "probe_ended"), (15, "probe"), (20, "grow")]
+        {
+            moves.see(target, code);
+        }
+        assert_eq!((moves.reversals, moves.probes), (0, 3));
+    }
+}
