@@ -1,4 +1,4 @@
-.PHONY: help setup demo test soak bench regimes picture check
+.PHONY: help setup demo test soak scenarios bench regimes picture check
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -11,6 +11,10 @@ demo: ## run the load test and show what the pool does; options in ARGS="..."
 	@scripts/setup demo
 	@echo "The first build takes a few minutes."
 	cargo run --release --quiet --example load_test --features axum -- $(ARGS)
+
+scenarios: ## play the scenarios on virtual time and judge the controllers; options in ARGS="..."
+	@echo "The first build takes a few minutes; the scenarios less than five."
+	cargo run --release --quiet --example scenarios -- $(ARGS)
 
 test: setup ## run all tests
 	cargo test --all-features

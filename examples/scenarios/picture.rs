@@ -92,10 +92,18 @@ fn draw_connections(panel: &Panel<'_, '_>, scenario: &Scenario, lines: &[Line<'_
     if let Some(line) = lines.last() {
         panel.area(&points(line.run, |bin| bin.in_use), USE)?;
     }
-    panel.frame("target: connections wanted; in use (light blue)", &ticks(panel.high, ""))?;
+    panel.frame(
+        "target: connections wanted, the best fixed size (dashed), and connections in use (light blue)",
+        &ticks(panel.high, ""),
+    )?;
     let mut labels = Vec::new();
     for line in lines {
-        panel.curve(&some(points(line.run, |bin| bin.target)), style(line))?;
+        let target = some(points(line.run, |bin| bin.target));
+        if line.color == BEST {
+            panel.dashed(&target, style(line))?;
+        } else {
+            panel.curve(&target, style(line))?;
+        }
         labels
             .extend(line.run.bins.last().map(|bin| (panel.y_at(bin.target), line.name.as_str(), line.color)));
     }
