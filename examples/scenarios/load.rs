@@ -38,15 +38,14 @@ pub fn arrivals(scenario: &Scenario, seed: u64) -> Vec<Arrival> {
 /// By thinning (Lewis and Shedler, 1979): drawn at the phase's highest rate, and kept in proportion.
 fn poisson(phase: &Phase, peak: f64, random: &mut Random, mut send: impl FnMut(f64)) {
     let highest = phase.load.max(phase.to.unwrap_or(0.0));
-    let mut t_s = 0.0;
-    while highest > 0.0 {
-        t_s += random.exponential() / (peak * highest);
-        if t_s >= phase.seconds {
-            return;
-        }
+    // Without any load the first gap is endless.
+    let gap = |random: &mut Random| random.exponential() / (peak * highest);
+    let mut t_s = gap(random);
+    while t_s < phase.seconds {
         if random.uniform() * highest < phase.load_at(t_s) {
             send(t_s);
         }
+        t_s += gap(random);
     }
 }
 

@@ -114,7 +114,7 @@ impl<'a> World<'a> {
         while self.now < end {
             let next = self.next_moment().min(next_look).min(end);
             if next > self.now {
-                advance(next - self.now).await;
+                advance(next.saturating_sub(self.now)).await;
                 self.now = next;
             }
             self.database.advance(self.now);
@@ -265,6 +265,21 @@ async fn handle(pool: &AdaptivePool<Database>, work: f64) -> Response<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scenario::{Phase, Service as Kind};
+
+    #[test]
+    fn a_saturated_pool_gets_what_the_curve_says() {
+        let mut scenario = Scenario::all().unwrap().into_iter().find(|it| it.name == "knees-24").unwrap();
+        scenario.load = vec![Phase { seconds: 10.0, load: 1.5, to: None, swing_s: None }];
+        scenario.service = Kind::Lognormal { cv: 0.2 };
+        scenario.deadline_ms = 5_000;
+        for size in [2, 9, 24, 50] {
+            // What waits at the end is served too, after the end.
+            let expected = scenario.curve().unwrap().at(size) * 10.0 + scenario.hard_cap as f64;
+            let served = run(&scenario, 1, Choice::Static(size)).unwrap().goodput as f64;
+            assert!((served / expected - 1.0).abs() < 0.02, "{size}: {served} instead of {expected}");
+        }
+    }
 
     #[test]
     fn a_run_repeats_to_the_last_request() {
