@@ -51,6 +51,10 @@ struct Args {
     #[arg(long, value_name = "NAME,..", value_delimiter = ',', default_values_t = Choice::RIVALS)]
     controllers: Vec<Choice>,
 
+    /// Print every move of the targets with its reason, but for the fixed sizes.
+    #[arg(long)]
+    moves: bool,
+
     /// Runs at once.
     #[arg(long, value_name = "N", default_value_t = 2)]
     threads: usize,
@@ -165,6 +169,9 @@ fn report(jobs: &[Job<'_>], runs: Vec<Run>, args: &Args) -> Result<Vec<Row>, Err
         let scenario = group[0].scenario;
         if rows.last().is_none_or(|row| row.scenario != scenario.name) {
             picture::draw(&args.out.join(format!("{}.svg", scenario.name)), scenario, &runs)?;
+        }
+        if args.moves {
+            table::print_moves(&scenario.name, &runs);
         }
         rows.extend(metrics::rows(scenario, &runs)?);
     }

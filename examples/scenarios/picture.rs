@@ -41,8 +41,9 @@ pub fn draw(path: &Path, scenario: &Scenario, runs: &[Run]) -> Result<(), Error>
     let fixed = runs.iter().filter(|run| matches!(run.choice, Choice::Static(size) if sizes.contains(&size)));
     let best = oracle::best(fixed).ok_or("no fixed size was run")?;
     let named = |choice| runs.iter().find(|run| run.choice == choice);
-    // The first controller asked for where our default does not play.
-    let ours = named(Choice::Adaptive).or_else(|| runs.iter().find(|run| !sizes_contain(&sizes, run)));
+    // The first one asked for where our default does not play.
+    let other = |run: &&Run| !matches!(run.choice, Choice::Static(_) | Choice::QueueDepth);
+    let ours = named(Choice::Adaptive).or_else(|| runs.iter().find(other));
     let line = |run: &'static str, color| move |of| Line { name: run.into(), run: of, color };
     let mut lines = vec![Line { name: format!("{} (best)", best.choice), run: best, color: BEST }];
     lines.extend(named(Choice::QueueDepth).map(line("queue_depth", PLAIN)));
@@ -57,10 +58,6 @@ pub fn draw(path: &Path, scenario: &Scenario, runs: &[Run]) -> Result<(), Error>
     draw_lines(&queue, &lines, |bin| bin.queue_depth)?;
     queue.time_axis()?;
     Ok(canvas.present()?)
-}
-
-fn sizes_contain(sizes: &[usize], run: &Run) -> bool {
-    matches!(run.choice, Choice::Static(size) if sizes.contains(&size))
 }
 
 fn most(lines: &[Line<'_>], value: fn(&Bin) -> f64) -> f64 {

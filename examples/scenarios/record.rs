@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
-use tower_adaptive_pool::Snapshot;
+use tower_adaptive_pool::{Reason, Snapshot};
 
 use crate::opponents::Choice;
 use crate::run::LOOK;
@@ -12,7 +12,7 @@ use crate::scenario::Scenario;
 /// The width of a bin.
 pub const BIN_S: f64 = 0.1;
 /// A smaller move of the target is no move.
-const MOVE: f64 = 0.15;
+const LARGE: f64 = 0.15;
 
 /// A tenth of a second. Requests are counted where they were first sent, so that two runs compare the same ones; sizes
 /// are means over the bin and sums over the instances.
@@ -43,6 +43,18 @@ pub struct Run {
     pub probes: u32,
     /// The part of the time that the instances spent in probes.
     pub probing: f64,
+    pub moves: Vec<Move>,
+}
+
+/// The target of one instance changed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Move {
+    pub at: Duration,
+    pub instance: usize,
+    pub from: usize,
+    pub to: usize,
+    pub queue_depth: usize,
+    pub reason: Reason,
 }
 
 /// A run in the making.
@@ -51,7 +63,9 @@ pub struct Record {
     looks: Vec<u32>,
     latencies: Vec<f32>,
     connection_seconds: f64,
-    instances: Vec<Moves>,
+    instances: Vec<Turns>,
+    moves: Vec<Move>,
+    settled_s: f64,
     instance_looks: u64,
     probing_looks: u64,
 }
@@ -65,6 +79,8 @@ impl Record {
             latencies: Vec::new(),
             connection_seconds: 0.0,
             instances: Vec::new(),
+            moves: Vec::new(),
+            settled_s: scenario.settled_s,
             instance_looks: 0,
             probing_looks: 0,
         }
@@ -100,12 +116,20 @@ impl Record {
         self.looks[index] += 1;
         for (number, snapshot) in snapshots.enumerate() {
             if number == self.instances.len() {
-                self.instances.push(Moves::new(snapshot.target));
+                self.instances.push(Turns::new(snapshot.target));
             }
-            let moves = &mut self.instances[number];
-            moves.see(snapshot.target, snapshot.last_decision.reason.code());
+            let turns = &mut self.instances[number];
+            if snapshot.target != turns.target {
+                let (reason, queue_depth) = (snapshot.last_decision.reason, snapshot.queue_depth);
+                let (from, to) = (turns.target, snapshot.target);
+                self.moves.push(Move { at: now, instance: number, from, to, queue_depth, reason });
+                turns.see(snapshot.target, reason.code());
+                if now.as_secs_f64() < self.settled_s {
+                    turns.reversals = 0;
+                }
+            }
             self.instance_looks += 1;
-            self.probing_looks += u64::from(moves.probing);
+            self.probing_looks += u64::from(turns.probing);
             let bin = &mut self.bins[index];
             bin.target += snapshot.target as f64;
             bin.in_use += snapshot.in_use as f64;
@@ -130,16 +154,17 @@ impl Record {
             goodput: self.bins.iter().map(|bin| u64::from(bin.in_time)).sum(),
             p99_ms: p99.map(|&ms| f64::from(ms)),
             connection_seconds: self.connection_seconds,
-            reversals: self.instances.iter().map(|moves| moves.reversals).max().unwrap_or(0),
-            probes: self.instances.iter().map(|moves| moves.probes).sum(),
+            reversals: self.instances.iter().map(|turns| turns.reversals).max().unwrap_or(0),
+            probes: self.instances.iter().map(|turns| turns.probes).sum(),
             probing: self.probing_looks as f64 / self.instance_looks.max(1) as f64,
             bins: self.bins,
+            moves: self.moves,
         }
     }
 }
 
-/// The moves of one instance's target.
-struct Moves {
+/// The turns of one instance's target.
+struct Turns {
     target: usize,
     probing: bool,
     probes: u32,
@@ -150,16 +175,13 @@ struct Moves {
     highest: f64,
 }
 
-impl Moves {
+impl Turns {
     fn new(target: usize) -> Self {
         let at = target as f64;
         Self { target, probing: false, probes: 0, reversals: 0, rising: None, lowest: at, highest: at }
     }
 
     fn see(&mut self, target: usize, code: &str) {
-        if target == self.target {
-            return;
-        }
         self.target = target;
         self.probing = code.starts_with("probe");
         if self.probing {
@@ -172,8 +194,8 @@ impl Moves {
     /// Many small moves are as good as a large one: what counts is the way from the last turning point.
     fn turn(&mut self, at: f64) {
         (self.lowest, self.highest) = (self.lowest.min(at), self.highest.max(at));
-        let rises = at >= self.lowest * (1.0 + MOVE) && self.rising != Some(true);
-        let falls = at <= self.highest * (1.0 - MOVE) && self.rising != Some(false);
+        let rises = at >= self.lowest * (1.0 + LARGE) && self.rising != Some(true);
+        let falls = at <= self.highest * (1.0 - LARGE) && self.rising != Some(false);
         if rises || falls {
             self.reversals += u32::from(self.rising.is_some());
             self.rising = Some(rises);
@@ -187,9 +209,9 @@ mod tests {
     use super::*;
 
     fn reversals(targets: &[usize]) -> u32 {
-        let mut moves = Moves::new(targets[0]);
-        targets.iter().for_each(|&target| moves.see(target, "test"));
-        moves.reversals
+        let mut turns = Turns::new(targets[0]);
+        targets.iter().for_each(|&target| turns.see(target, "test"));
+        turns.reversals
     }
 
     #[test]
@@ -204,11 +226,11 @@ mod tests {
 
     #[test]
     fn probes_are_counted_apart() {
-        let mut moves = Moves::new(10);
+        let mut turns = Turns::new(10);
         for (target, code) in [(20, "grow"), (15, "probe"), (20, "probe_ended"), (15, "probe"), (20, "grow")]
         {
-            moves.see(target, code);
+            turns.see(target, code);
         }
-        assert_eq!((moves.reversals, moves.probes), (0, 3));
+        assert_eq!((turns.reversals, turns.probes), (0, 3));
     }
 }

@@ -70,6 +70,9 @@ pub struct Scenario {
     /// How often the load rises and falls again, or the database does.
     #[serde(default = "one")]
     pub load_cycles: u32,
+    /// Reversals are counted from here on: what comes before is the first search.
+    #[serde(default)]
+    pub settled_s: f64,
 }
 
 fn one() -> u32 {

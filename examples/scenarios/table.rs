@@ -4,6 +4,7 @@ use comfy_table::{Attribute, Cell, CellAlignment, Color, Table, presets::UTF8_FU
 
 use crate::metrics::Row;
 use crate::opponents::Choice;
+use crate::record::{Move, Run};
 
 /// A goal of the project for one column, shown red where it is missed.
 struct Figure {
@@ -22,6 +23,18 @@ pub fn print(rows: &[Row], choices: &[Choice]) {
         if choice == "adaptive" || choices.len() == 1 {
             println!("{choice}: the worst of the seeds. Red misses its goal.");
             println!("{}", details(rows, choice));
+        }
+    }
+}
+
+/// Every move, for whoever wants to know why.
+pub fn print_moves(scenario: &str, runs: &[Run]) {
+    for run in runs {
+        for Move { at, instance, from, to, queue_depth, reason } in &run.moves {
+            let (who, seed, at_s) = (run.choice, run.seed, at.as_secs_f64());
+            println!(
+                "{scenario} {seed} {who} {at_s:7.2} s #{instance} {from:2} → {to:2} q {queue_depth:3}  {reason:?}"
+            );
         }
     }
 }
