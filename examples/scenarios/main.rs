@@ -39,7 +39,7 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 #[derive(Debug, Parser)]
 #[command(name = "scenarios")]
 struct Args {
-    /// Play only this scenario, or those whose names begin so; may be given several times.
+    /// Play only the scenarios whose names begin so; may be given several times.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
 

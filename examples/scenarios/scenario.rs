@@ -9,7 +9,7 @@ use crate::curve::Curve;
 use crate::random::Random;
 
 /// The data files, in the order of the table.
-const FILES: [(&str, &str); 17] = [
+const FILES: [(&str, &str); 18] = [
     ("step-burst", include_str!("data/step-burst.json")),
     ("ramp", include_str!("data/ramp.json")),
     ("oscillation", include_str!("data/oscillation.json")),
@@ -25,6 +25,7 @@ const FILES: [(&str, &str); 17] = [
     ("knees", include_str!("data/knees.json")),
     ("eight-instances", include_str!("data/eight-instances.json")),
     ("scale-out", include_str!("data/scale-out.json")),
+    ("scale-out-late", include_str!("data/scale-out-late.json")),
     ("retry-storm", include_str!("data/retry-storm.json")),
     ("steady", include_str!("data/steady.json")),
 ];
