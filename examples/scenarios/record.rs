@@ -210,7 +210,9 @@ mod tests {
 
     fn reversals(targets: &[usize]) -> u32 {
         let mut turns = Turns::new(targets[0]);
-        targets.iter().for_each(|&target| turns.see(target, "test"));
+        for &target in targets {
+            turns.see(target, "test");
+        }
         turns.reversals
     }
 
