@@ -51,7 +51,7 @@
 //! - [`Limiter`]: the same without connections, for a client that owns its pool.
 //! - [`Gate`]: the face of both that needs no type parameter. The layer asks it; it shows a [`Snapshot`].
 //! - [`AdaptivePoolLayer`]: asks the gate about each request.
-//! - [`Controller`]: the law that decides the size. [`QueueDepth`] is the default.
+//! - [`Controller`]: the law that decides the size. [`PaidGrowth`] is the default, [`QueueDepth`] the simpler one.
 //! - [`sizing`]: what to begin with; `AdaptivePool::preflight` compares it with what PostgreSQL allows.
 //! - [`Observer`]: is told each [`Event`]; [`Otel`] speaks OpenTelemetry.
 //!
@@ -103,8 +103,8 @@ pub use config::{Builder, ConfigError, ControllerChoice, LimitOnly, Problem};
 pub use error::{AcquireError, AcquireTimeout, DrainTimeout, Hold, NotReady, SharedError, Shed, ShedReason};
 pub use gate::ledger::{Acquires, Admissions, Queries};
 pub use gate::limiter::{Limiter, Permit};
-pub use gate::{Gate, Snapshot, Verdict, WeakGate};
-pub use law::{Controller, Decision, QueueDepth, Reason, Sample};
+pub use gate::{DryRun, Gate, Snapshot, Verdict, WeakGate};
+pub use law::{Controller, Decision, PaidGrowth, QueueDepth, Reason, Sample};
 pub use layer::{AdaptivePoolLayer, AdaptivePoolService, Respond, ResponseFuture, StatusOnly};
 #[cfg(feature = "tracing")]
 pub use observe::Tracing;

@@ -177,6 +177,10 @@ impl<'a> World<'a> {
             let service = serve(&pool);
             self.instances.push(Instance { pool, service });
         }
+        // All that an instance knows of the others.
+        for instance in &self.instances {
+            instance.pool.gate().set_share(1.0 / count as f64)?;
+        }
         Ok(())
     }
 

@@ -5,7 +5,6 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::{Builder, Choice, Problem};
-#[allow(unused_imports, reason = "the documentation speaks of it")]
 use crate::law::QueueDepth;
 
 impl<K> Builder<K> {
@@ -22,7 +21,7 @@ impl<K> Builder<K> {
     /// | `POOL_SCALE_MULTIPLIER` | [`QueueDepth::grow_factor`] |
     /// | `POOL_SCALE_THRESHOLD` | [`QueueDepth::threshold`] |
     /// | `POOL_SCALE_COOLDOWN_MS` | [`QueueDepth::cooldown`] |
-    /// | `POOL_SHRINK_AFTER_MS` | [`QueueDepth::shrink_after`] |
+    /// | `POOL_SHRINK_AFTER_MS` | `shrink_after` of the law |
     /// | `POOL_DIAL_TIMEOUT_MS` | `dial_timeout` |
     /// | `POOL_MAX_DIALING` | `max_dialing` |
     /// | `POOL_IDLE_TIMEOUT_MS` | `idle_timeout` |
@@ -30,9 +29,13 @@ impl<K> Builder<K> {
     /// | `POOL_MAX_LIFETIME_MS` | `max_lifetime` |
     /// | `POOL_LEAK_WARNING_AFTER_MS` | `leak_warning_after` |
     /// | `POOL_FAIL_FAST` | `fail_fast`: `true` or `false` |
+    /// | `POOL_SHARE` | `share` |
+    /// | `POOL_DRY_RUN` | `dry_run`: `true` or `false` |
     ///
-    /// A value that cannot be read is reported by `build()`, with the others. The [`QueueDepth`]
-    /// rows are not looked at under another controller: it has none of these settings.
+    /// A value that cannot be read is reported by `build()`, with the others. `POOL_SCALE_MULTIPLIER`,
+    /// `POOL_SCALE_THRESHOLD` and `POOL_SCALE_COOLDOWN_MS` are settings of [`QueueDepth`]: any of them puts it in the
+    /// place of [`PaidGrowth`](crate::PaidGrowth). `POOL_SHRINK_AFTER_MS` is for either. A controller of one's own has
+    /// none of these settings, and they are not looked at.
     pub fn from_env(self) -> Self {
         self.overlay(from_process)
     }
@@ -61,12 +64,26 @@ impl<K> Builder<K> {
             settings.leak_warning_after = Some(bound);
         }
         vars.read("POOL_FAIL_FAST", "true or false", &mut settings.fail_fast);
-        // A law of the user's own has none of these: then they are another law's, and none of our business.
-        if let Choice::QueueDepth(law) = &mut settings.controller.0 {
-            vars.read("POOL_SCALE_MULTIPLIER", "a number over 1, such as 1.5", &mut law.grow_factor);
-            vars.read("POOL_SCALE_THRESHOLD", "a number of waiters", &mut law.threshold);
-            vars.read_ms("POOL_SCALE_COOLDOWN_MS", &mut law.cooldown);
-            vars.read_ms("POOL_SHRINK_AFTER_MS", &mut law.shrink_after);
+        vars.read("POOL_SHARE", "a share of the load, such as 0.25", &mut settings.share);
+        vars.read("POOL_DRY_RUN", "true or false", &mut settings.dry_run);
+        let choice = &mut settings.controller.0;
+        let scale = ["POOL_SCALE_MULTIPLIER", "POOL_SCALE_THRESHOLD", "POOL_SCALE_COOLDOWN_MS"];
+        let asked = scale.iter().any(|name| (vars.var)(name).is_some());
+        if asked && matches!(choice, Choice::PaidGrowth(_)) {
+            *choice = Choice::QueueDepth(QueueDepth::default());
+        }
+        match choice {
+            Choice::PaidGrowth(law) => {
+                vars.read_ms("POOL_SHRINK_AFTER_MS", &mut law.shrink_after);
+            }
+            Choice::QueueDepth(law) => {
+                vars.read("POOL_SCALE_MULTIPLIER", "a number over 1, such as 1.5", &mut law.grow_factor);
+                vars.read("POOL_SCALE_THRESHOLD", "a number of waiters", &mut law.threshold);
+                vars.read_ms("POOL_SCALE_COOLDOWN_MS", &mut law.cooldown);
+                vars.read_ms("POOL_SHRINK_AFTER_MS", &mut law.shrink_after);
+            }
+            // A law of the user's own has none of these: then they are another law's, and none of our business.
+            Choice::Custom(_) => {}
         }
         self
     }

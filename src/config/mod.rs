@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 use crate::backend::Backend;
 use crate::gate::counts::Bounds;
 use crate::gate::limiter::Limiter;
-use crate::law::{Controller, QueueDepth, QueueDepthController};
+use crate::law::{Controller, PaidGrowth, PaidGrowthController, QueueDepth, QueueDepthController};
 use crate::observe::Observer;
 use crate::pool::AdaptivePool;
 
@@ -53,6 +53,8 @@ pub(crate) struct Settings {
     pub leak_warning_after: Option<Duration>,
     pub seed: Option<u64>,
     pub controller: ControllerChoice,
+    pub share: f64,
+    pub dry_run: bool,
     pub observers: Vec<Arc<dyn Observer>>,
 }
 
@@ -86,7 +88,10 @@ impl Default for Settings {
             // A request that uses one connection for a minute has forgotten it, or should know that it has not.
             leak_warning_after: Some(Duration::from_secs(60)),
             seed: None,
-            controller: QueueDepth::default().into(),
+            controller: PaidGrowth::default().into(),
+            // Nobody else on the database, as far as we know.
+            share: 1.0,
+            dry_run: false,
             observers: Vec::new(),
         }
     }
@@ -98,7 +103,9 @@ impl Settings {
     }
 
     pub fn bounds(&self) -> Bounds {
-        let Self { min_size, max_size, hard_cap, check_after, .. } = *self;
+        let Self { min_size, max_size, check_after, .. } = *self;
+        // In a dry run nobody is refused; the gate still knows the cap, and tells what it would have done.
+        let hard_cap = if self.dry_run { usize::MAX } else { self.hard_cap };
         Bounds { min_size, max_size, hard_cap, check_after }
     }
 
@@ -127,8 +134,11 @@ impl Settings {
         if self.max_uses == Some(0) {
             problems.push(Problem::new("max_uses", 0, "must be at least 1 use"));
         }
-        if let Choice::QueueDepth(law) = &self.controller.0 {
-            law.check(&mut problems);
+        problems.extend(share_problem(self.share));
+        match &self.controller.0 {
+            Choice::PaidGrowth(law) => law.check(&mut problems),
+            Choice::QueueDepth(law) => law.check(&mut problems),
+            Choice::Custom(_) => {}
         }
         problems
     }
@@ -156,10 +166,17 @@ pub(crate) fn cap_problems(soft_cap: usize, hard_cap: usize) -> Vec<Problem> {
     problems
 }
 
-/// The law that decides the size: made from a [`QueueDepth`], or from a [`Controller`] of one's own.
+pub(crate) fn share_problem(share: f64) -> Option<Problem> {
+    let possible = share > 0.0 && share <= 1.0;
+    (!possible)
+        .then(|| Problem::new("share", share, "must be over 0 and at most 1: 0.25 for one instance of four"))
+}
+
+/// The law that decides the size: made from a [`PaidGrowth`], a [`QueueDepth`], or a [`Controller`] of one's own.
 pub struct ControllerChoice(Choice);
 
 enum Choice {
+    PaidGrowth(PaidGrowth),
     QueueDepth(QueueDepth),
     Custom(Box<dyn Controller>),
 }
@@ -167,9 +184,16 @@ enum Choice {
 impl ControllerChoice {
     pub(crate) fn into_controller(self) -> Box<dyn Controller> {
         match self.0 {
+            Choice::PaidGrowth(law) => Box::new(PaidGrowthController::new(law)),
             Choice::QueueDepth(law) => Box::new(QueueDepthController::new(law)),
             Choice::Custom(controller) => controller,
         }
+    }
+}
+
+impl From<PaidGrowth> for ControllerChoice {
+    fn from(law: PaidGrowth) -> Self {
+        Self(Choice::PaidGrowth(law))
     }
 }
 
@@ -188,6 +212,7 @@ impl<C: Controller> From<C> for ControllerChoice {
 impl fmt::Debug for ControllerChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
+            Choice::PaidGrowth(law) => law.fmt(f),
             Choice::QueueDepth(law) => law.fmt(f),
             Choice::Custom(_) => f.write_str("Custom"),
         }
@@ -242,9 +267,30 @@ impl<K> Builder<K> {
         self
     }
 
-    /// The law that decides the size. Default [`QueueDepth`].
+    /// The law that decides the size. Default [`PaidGrowth`].
     pub fn controller(mut self, controller: impl Into<ControllerChoice>) -> Self {
         self.settings.controller = controller.into();
+        self
+    }
+
+    /// This instance's share of the load on the database, over 0 and up to 1: 0.25 for one of four alike. The controller
+    /// corrects for it, because one instance that grows takes throughput from its siblings and would believe that
+    /// growth pays. [`Gate::set_share`](crate::Gate::set_share) changes it at run time. Default 1.
+    pub fn share(mut self, share: f64) -> Self {
+        self.settings.share = share;
+        self
+    }
+
+    /// Looks and touches nothing: the size stays at `min_size`, nobody is refused, and the
+    /// [`Snapshot`](crate::Snapshot) tells what would have been done. Default false.
+    ///
+    /// Give it the size of your static pool as `min_size`. The controller is asked each tick, with a lower bound of 1:
+    /// [`Snapshot::last_decision`](crate::Snapshot::last_decision) is the way it would go and why, though evidence from
+    /// resizing is missing, and its reason says so. The verdict each request would have got is counted in
+    /// [`Snapshot::dry_run`](crate::Snapshot::dry_run). Neither layer nor `acquire` refuses, so `hard_cap` does not bound
+    /// the queue; `acquire_timeout` still bounds each wait.
+    pub fn dry_run(mut self, dry_run: bool) -> Self {
+        self.settings.dry_run = dry_run;
         self
     }
 

@@ -109,7 +109,7 @@ fn tick(gate: &Gate, plant: &dyn Plant, controller: &mut dyn Controller, last: &
         idle: counts.idle,
         opening: counts.opening,
         target: counts.target,
-        min_size: counts.min_size,
+        min_size: if gate.is_dry_run() { 1 } else { counts.min_size }, // shrinking is looked at too
         max_size: counts.max_size,
         hard_cap: counts.hard_cap,
         arrivals: counts.acquires.started - last.counts.acquires.started,
@@ -118,6 +118,7 @@ fn tick(gate: &Gate, plant: &dyn Plant, controller: &mut dyn Controller, last: &
         timeouts: counts.acquires.timed_out - last.counts.acquires.timed_out,
         dial_failures: dial_failures - last.dial_failures,
         use_time: counts.use_time,
+        share: gate.share(),
     };
     let quiet = sample.arrivals == 0 && sample.in_use == 0 && sample.queue_depth == 0;
     *last = Last { counts, dial_failures, at_rest: quiet && counts.target == counts.min_size };
@@ -126,7 +127,10 @@ fn tick(gate: &Gate, plant: &dyn Plant, controller: &mut dyn Controller, last: &
     let asked = catch_unwind(AssertUnwindSafe(|| controller.on_sample(now, &sample)));
     let kept = Decision { target: counts.target, reason: Reason::ControllerPanicked };
     let mut decision = asked.unwrap_or(kept);
-    decision.target = decision.target.clamp(counts.min_size, counts.max_size);
+    decision.target = decision.target.clamp(sample.min_size, counts.max_size);
+    if gate.only_noted(counts.target, decision) {
+        return;
+    }
     if decision.reason != Reason::Steady {
         gate.decided(decision);
     }

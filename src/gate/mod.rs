@@ -4,6 +4,7 @@ mod acquire;
 pub(crate) mod counts;
 mod drain;
 mod driver;
+mod dry_run;
 pub(crate) mod holds;
 #[cfg(test)]
 mod interleavings;
@@ -34,6 +35,8 @@ pub(crate) use acquire::{Acquiring, Grant, Span, after, timed_out};
 use counts::{Bounds, Counts, Published};
 pub(crate) use drain::drain;
 pub(crate) use driver::start as start_driver;
+pub use dry_run::DryRun;
+use dry_run::DryRunLedger;
 use holds::Holds;
 use ledger::{AdmissionLedger, QueryLedger};
 pub use snapshot::Snapshot;
@@ -71,6 +74,9 @@ struct Inner {
     dial_failures: AtomicU64,
     written_off: AtomicU64,
     draws: AtomicU64,
+    /// The bits of an `f64`.
+    share: AtomicU64,
+    dry_run: Option<DryRunLedger>,
     last_decision: Mutex<Decision>,
     changing: Mutex<()>,
     watch: watch::Sender<Snapshot>,
@@ -112,6 +118,8 @@ impl Gate {
             dial_failures: AtomicU64::new(0),
             written_off: AtomicU64::new(0),
             draws: AtomicU64::new(settings.seed()),
+            share: AtomicU64::new(settings.share.to_bits()),
+            dry_run: settings.dry_run.then(DryRunLedger::default),
             last_decision: Mutex::new(started),
             changing: Mutex::new(()),
             watch: watch::Sender::default(),
@@ -147,7 +155,7 @@ impl Gate {
             let draw = if seen.queue_depth > caps.soft { self.draw() } else { 0.0 };
             admit(seen, caps, draw)
         };
-        match refused {
+        match self.overrule(refused, seen.queue_depth) {
             None => {
                 inner.admissions.admitted();
                 Verdict::Admit
@@ -213,9 +221,26 @@ impl Gate {
         self.change(|bounds| {
             self.inner.soft_cap.store(soft_cap, Relaxed);
             self.inner.hard_cap.store(hard_cap, Relaxed);
+            // In a dry run nobody is refused.
+            let hard_cap = if self.inner.dry_run.is_some() { usize::MAX } else { hard_cap };
             Bounds { hard_cap, ..bounds }
         });
         Ok(())
+    }
+
+    /// Changes this instance's share of the load on the database at run time, as when the number of instances changed.
+    ///
+    /// # Errors
+    /// Not over 0, or over 1; then nothing has changed.
+    pub fn set_share(&self, share: f64) -> Result<(), ConfigError> {
+        ConfigError::from_problems(crate::config::share_problem(share).into_iter().collect())?;
+        self.inner.share.store(share.to_bits(), Relaxed);
+        Ok(())
+    }
+
+    /// This instance's share of the load on the database.
+    pub fn share(&self) -> f64 {
+        f64::from_bits(self.inner.share.load(Relaxed))
     }
 
     /// A handle that does not keep the gate alive, for callbacks that cannot be taken back.
@@ -235,12 +260,16 @@ impl Gate {
 
     /// A refusal with a `retry_after` of its own, told to the observers.
     pub(crate) fn shed(&self, reason: ShedReason, queue_depth: usize, by: ShedBy) -> Shed {
+        let shed = self.refusal(reason, queue_depth);
+        self.observe(|| Event::Shed { shed, by });
+        shed
+    }
+
+    fn refusal(&self, reason: ShedReason, queue_depth: usize) -> Shed {
         let published = &self.inner.published;
         let capacity = published.occupancy().capacity;
         let retry_after = retry_after(queue_depth, capacity, published.use_time(), self.draw());
-        let shed = Shed { reason, retry_after, queue_depth };
-        self.observe(|| Event::Shed { shed, by });
-        shed
+        Shed { reason, retry_after, queue_depth }
     }
 
     pub(crate) fn decided(&self, decision: Decision) {

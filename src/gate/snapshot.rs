@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::Inner;
 use super::counts::Counts;
+use super::dry_run::{DryRun, DryRunLedger};
 use super::ledger::{Acquires, Admissions, Queries};
 use crate::law::{Decision, Reason};
 
@@ -51,8 +52,10 @@ pub struct Snapshot {
     /// Connections written off: nothing at all was heard from the server, and the place under the ceiling was
     /// given up as lost. Each is a connection the server may still count.
     pub written_off: u64,
-    /// The last decision that was not [`Reason::Steady`].
+    /// The last decision that was not [`Reason::Steady`]; in a dry run, what it would have been.
     pub last_decision: Decision,
+    /// What a dry run would have done; `None` when this is none.
+    pub dry_run: Option<DryRun>,
 }
 
 impl Snapshot {
@@ -77,6 +80,7 @@ impl Snapshot {
             dial_failures: gate.dial_failures.load(Relaxed),
             written_off: gate.written_off.load(Relaxed),
             last_decision: *gate.last_decision.lock().unwrap_or_else(PoisonError::into_inner),
+            dry_run: gate.dry_run.as_ref().map(DryRunLedger::read),
         }
     }
 }
@@ -103,6 +107,7 @@ impl Default for Snapshot {
             dial_failures: 0,
             written_off: 0,
             last_decision: Decision { target: 0, reason: Reason::Started },
+            dry_run: None,
         }
     }
 }

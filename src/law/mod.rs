@@ -5,10 +5,13 @@
 
 pub(crate) mod admit;
 pub(crate) mod estimate;
+mod paid_growth;
 mod queue_depth;
 pub(crate) mod retry_after;
 mod scale;
 
+pub use paid_growth::PaidGrowth;
+pub(crate) use paid_growth::PaidGrowthController;
 pub use queue_depth::QueueDepth;
 pub(crate) use queue_depth::QueueDepthController;
 pub use scale::{Controller, Decision, Reason, Sample};

@@ -13,7 +13,7 @@ pub trait Controller: Send + 'static {
 }
 
 /// What happened since the sample before, and how things stand now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Sample {
     /// Waiters now.
@@ -48,6 +48,31 @@ pub struct Sample {
     pub dial_failures: u64,
     /// Smoothed time a connection is held, once known.
     pub use_time: Option<Duration>,
+    /// This instance's share of the load on the database, over 0 and up to 1: 0.25 for one of four.
+    pub share: f64,
+}
+
+impl Default for Sample {
+    fn default() -> Self {
+        Self {
+            queue_depth: 0,
+            in_use: 0,
+            peak_in_use: 0,
+            idle: 0,
+            opening: 0,
+            target: 0,
+            min_size: 0,
+            max_size: 0,
+            hard_cap: 0,
+            arrivals: 0,
+            completions: 0,
+            failures: 0,
+            timeouts: 0,
+            dial_failures: 0,
+            use_time: None,
+            share: 1.0,
+        }
+    }
 }
 
 /// A controller's answer.
@@ -87,6 +112,98 @@ pub enum Reason {
         /// Waiters.
         queue_depth: usize,
     },
+    /// The queue asks for growth, and growth so far paid, or a larger size was seen to pay: the pool grows.
+    GrowthPays {
+        /// Waiters.
+        queue_depth: usize,
+        /// Until somebody who came now would be served.
+        estimated_wait: Duration,
+        /// How throughput followed size: 1 when twice the connections did twice the work, 0 when they did the same. Of
+        /// the whole database, where this instance has a share of it.
+        elasticity: f64,
+        /// Standard error of the elasticity; infinite before a smaller size was seen.
+        error: f64,
+    },
+    /// The queue asks for growth, and the load needs more connections by Little's law, but nothing was seen yet of what
+    /// more connections bring: the pool grows, and looks. In a dry run evidence from resizing is always missing, so this
+    /// is all it can say.
+    Unproven {
+        /// Waiters.
+        queue_depth: usize,
+        /// Until somebody who came now would be served.
+        estimated_wait: Duration,
+        /// Connections the load needs, if the database can bear them.
+        needed: usize,
+    },
+    /// The queue asks for growth, but the load does not need more by Little's law, and this size has not been saturated
+    /// for long enough to be judged.
+    GatheringEvidence {
+        /// Waiters.
+        queue_depth: usize,
+        /// Until somebody who came now would be served.
+        estimated_wait: Duration,
+    },
+    /// The queue asks for growth, and growth so far did not pay.
+    NotPaying {
+        /// Waiters.
+        queue_depth: usize,
+        /// How throughput followed size, as in [`GrowthPays`](Self::GrowthPays).
+        elasticity: f64,
+        /// Its standard error.
+        error: f64,
+    },
+    /// The queue asks for growth, and the next size was seen not to pay.
+    Ceiling {
+        /// Waiters.
+        queue_depth: usize,
+        /// The smallest size seen not to pay.
+        ceiling: usize,
+        /// When it is tried again.
+        expires_in: Duration,
+    },
+    /// A smaller size was shown to do as much: growth is taken back.
+    TakenBack {
+        /// How throughput followed size between the two.
+        elasticity: f64,
+        /// Its standard error.
+        error: f64,
+        /// The smallest size seen not to pay.
+        ceiling: usize,
+        /// When it is tried again.
+        expires_in: Duration,
+    },
+    /// A size 15 % or more away is tried for a moment, or was tried and is left again.
+    Probe {
+        /// From this size.
+        from: usize,
+        /// To this one.
+        to: usize,
+    },
+    /// A size less than 15 % away is tried, or was tried and is left again.
+    Adjusting {
+        /// From this size.
+        from: usize,
+        /// To this one.
+        to: usize,
+    },
+    /// A size that was tried is worth more than the one before: the pool stays there.
+    TrialKept {
+        /// From this size.
+        from: usize,
+        /// To this one.
+        to: usize,
+    },
+    /// The queue asks for growth, but something else is wrong, and more connections would not help.
+    Vetoed {
+        /// Waiters.
+        queue_depth: usize,
+        /// Dials that failed.
+        dial_failures: u64,
+        /// Acquires that ran into their deadline.
+        timeouts: u64,
+        /// Uses that failed.
+        failures: u64,
+    },
     /// Nobody waited for a while: the pool shrinks towards what was used.
     Drained {
         /// The most connections held at once in that while.
@@ -116,6 +233,16 @@ impl Reason {
             Self::QueueOverThreshold { .. } => "queue_over_threshold",
             Self::Cooldown { .. } => "cooldown",
             Self::AtMaxSize { .. } => "at_max_size",
+            Self::GrowthPays { .. } => "growth_pays",
+            Self::Unproven { .. } => "unproven",
+            Self::GatheringEvidence { .. } => "gathering_evidence",
+            Self::NotPaying { .. } => "not_paying",
+            Self::Ceiling { .. } => "ceiling",
+            Self::TakenBack { .. } => "taken_back",
+            Self::Probe { .. } => "probe",
+            Self::Adjusting { .. } => "adjusting",
+            Self::TrialKept { .. } => "trial_kept",
+            Self::Vetoed { .. } => "vetoed",
             Self::Drained { .. } => "drained",
             Self::IdleTimeout { .. } => "idle_timeout",
             Self::ServerFull => "server_full",

@@ -77,6 +77,24 @@ pub enum Event<'a> {
         /// Why.
         reason: Reason,
     },
+    /// A dry run let somebody in who would have been refused.
+    #[non_exhaustive]
+    WouldShed {
+        /// Why, and when to come back.
+        shed: Shed,
+        /// Who would have refused.
+        by: ShedBy,
+    },
+    /// A dry run would have changed the target.
+    #[non_exhaustive]
+    WouldResize {
+        /// The target as it stays, in connections.
+        from: usize,
+        /// What it would have been.
+        to: usize,
+        /// Why.
+        reason: Reason,
+    },
     /// A connection was opened.
     #[non_exhaustive]
     Dialed {

@@ -129,6 +129,8 @@ where
                 self.query_span(gate, *ran, *text, code, server);
             }
             Event::SlowQuery { .. }
+            | Event::WouldShed { .. }
+            | Event::WouldResize { .. }
             | Event::Dialed { .. }
             | Event::DialFailed { .. }
             | Event::HeldForLong { .. }

@@ -43,6 +43,12 @@ impl Observer for Tracing {
             Event::Resized { from, to, reason } => {
                 tracing::info!(pool, from, to, reason = reason.code(), ?reason, "resized");
             }
+            Event::WouldShed { shed, by } => {
+                tracing::debug!(pool, by = by.code(), reason = shed.reason.code(), "would have refused");
+            }
+            Event::WouldResize { from, to, reason } => {
+                tracing::info!(pool, from, to, reason = reason.code(), ?reason, "would have resized");
+            }
             Event::Dialed { took } => tracing::debug!(pool, ?took, "connection opened"),
             Event::DialFailed { error } => tracing::warn!(pool, %error, "dial failed"),
             Event::HeldForLong { hold } => {

@@ -1,0 +1,232 @@
+//! The way up and back: growth, trials and what is taken back; part of [`PaidGrowth`](super::PaidGrowth).
+
+use std::time::{Duration, Instant};
+
+use super::evidence::{Estimate, Seen};
+use super::judge::BELIEVED;
+use super::trial::{STEP, Trial};
+use super::{PaidGrowthController, duration, estimated_wait};
+use crate::law::scale::{Decision, Reason, Sample};
+
+/// Between two growths that no evidence stands behind: time to open connections and see the queue fall.
+const COOLDOWN: Duration = Duration::from_millis(100);
+/// Completions before a size is judged, and as many as it has connections.
+pub(super) const FEWEST: f64 = 40.0;
+/// Standard errors that decide a trial, or growth past what the load seems to need.
+const DECIDED: f64 = 2.0;
+/// The least and the most of one growth, as powers of two: 11 % to double.
+const STEPS: (f64, f64) = (0.15, 1.0);
+/// Connections that every server bears, in all: below, growth goes there at once.
+const BORNE: f64 = 8.0;
+/// A ceiling this far over a growth does not concern it; one this close leaves nothing to try below it.
+const CEILING_FAR: f64 = 1.5;
+const CEILING_CLOSE: f64 = 1.2;
+/// A size this far over what the load needs is tried downwards in larger steps, of at most this ratio.
+const OVER_NEED: (f64, f64) = (1.25, 1.5);
+/// Time-outs and failures, as one in so many completions, at which growth is not the remedy.
+const ONE_IN: u64 = 20;
+
+impl PaidGrowthController {
+    pub(super) fn grow(&mut self, now: Instant, sample: &Sample) -> Decision {
+        let size = sample.target;
+        let stay = |reason| Decision { target: size, reason };
+        if sample.opening > 0 || sample.in_use < size {
+            return stay(Reason::Steady);
+        }
+        let &Sample { queue_depth, timeouts, failures, dial_failures, completions, .. } = sample;
+        if dial_failures > 0 || completions < ONE_IN.saturating_mul(timeouts.max(failures)) {
+            return stay(Reason::Vetoed { queue_depth, dial_failures, timeouts, failures });
+        }
+        let enough = FEWEST.max(size as f64);
+        let here = self.evidence.of(size).filter(|here| here.completions >= enough);
+        if let Some(trial) = self.trials.current {
+            return self.on_trial(now, sample, trial, here);
+        }
+        if let Some(known) = here.and_then(|here| self.go_where_it_is_known_to_pay(now, sample, &here)) {
+            return known;
+        }
+        if size >= sample.max_size {
+            return self.hold(now, sample, here, Reason::AtMaxSize { queue_depth });
+        }
+        let arrivals = if self.share < 1.0 {
+            self.load.steady_arrivals_per_s() // few arrivals scatter much
+        } else {
+            self.load.arrivals_per_s()
+        };
+        let need = self.need(arrivals, sample);
+        let needed = (size + 1) as f64 <= need;
+        let Some(here) = here else { return self.grow_unproven(now, sample, need) };
+        let (believed, shown) = self.elasticity_here(&here);
+        if believed < self.law.pays || !(needed || shown.value - DECIDED * shown.error >= self.law.pays) {
+            let Estimate { value: elasticity, error } = shown;
+            return self.hold(now, sample, Some(here), Reason::NotPaying { queue_depth, elasticity, error });
+        }
+        let to = self.step(sample, believed, need);
+        self.grow_under_ceiling(now, sample, here, to).unwrap_or_else(|| Decision {
+            target: to,
+            reason: Reason::GrowthPays {
+                queue_depth,
+                estimated_wait: duration(estimated_wait(sample)),
+                elasticity: shown.value,
+                error: shown.error,
+            },
+        })
+    }
+
+    /// Nothing is known of this size yet: growth goes by what the load needs, with a pause between two steps.
+    fn grow_unproven(&mut self, now: Instant, sample: &Sample, need: f64) -> Decision {
+        let &Sample { queue_depth, target: size, .. } = sample;
+        let estimated_wait = duration(estimated_wait(sample));
+        if (size + 1) as f64 > need {
+            return Decision {
+                target: size,
+                reason: Reason::GatheringEvidence { queue_depth, estimated_wait },
+            };
+        }
+        let since = self.moved.map_or(COOLDOWN, |at| now.saturating_duration_since(at));
+        if let Some(remaining) = COOLDOWN.checked_sub(since).filter(|left| !left.is_zero()) {
+            return Decision { target: size, reason: Reason::Cooldown { queue_depth, remaining } };
+        }
+        let to = self.step(sample, BELIEVED.value, need);
+        let unknown = Seen { size, ..Seen::default() };
+        self.grow_under_ceiling(now, sample, unknown, to).unwrap_or(Decision {
+            target: to,
+            reason: Reason::Unproven { queue_depth, estimated_wait, needed: need.ceil() as usize },
+        })
+    }
+
+    /// The size after one growth: the better it paid so far the larger the step, and none beyond what the load needs but
+    /// the smallest.
+    fn step(&self, sample: &Sample, elasticity: f64, need: f64) -> usize {
+        let size = sample.target as f64;
+        let step = size * elasticity.max(STEPS.0).min(STEPS.1).exp2();
+        let to = step.min(need.max(size * STEP)) as usize;
+        let borne = (BORNE * self.share).min(need) as usize;
+        to.max(sample.target + 1).max(borne).min(sample.max_size)
+    }
+
+    /// Growth is taken back when a smaller size was shown to be worth more, and repeated when a larger one was.
+    fn go_where_it_is_known_to_pay(
+        &mut self,
+        now: Instant,
+        sample: &Sample,
+        here: &Seen,
+    ) -> Option<Decision> {
+        let size = here.size;
+        let back = self.best(here, |seen| seen.size < size && seen.size >= sample.min_size);
+        let best =
+            back.or_else(|| self.best(here, |seen| seen.size > size && seen.size <= sample.max_size))?;
+        let (less, more) = if best.size < size { (&best, here) } else { (here, &best) };
+        let Estimate { value: elasticity, error } = self.evidence.elasticity(less, more);
+        let reason = if best.size > size {
+            let &Sample { queue_depth, .. } = sample;
+            let estimated_wait = duration(estimated_wait(sample));
+            Reason::GrowthPays { queue_depth, estimated_wait, elasticity, error }
+        } else {
+            let worse = self.evidence.known().filter(|seen| seen.size > best.size && seen.size < size);
+            let worse = worse.filter(|seen| {
+                let gain = self.gain(&best, seen);
+                gain.value < -gain.error
+            });
+            let ceiling = self.trials.cap(now, worse.map(|seen| seen.size).min().unwrap_or(size));
+            let expires_in = ceiling.until - now;
+            Reason::TakenBack { elasticity, error, ceiling: ceiling.size, expires_in }
+        };
+        Some(Decision { target: best.size, reason })
+    }
+
+    /// Near a ceiling growth is a trial, and none when there is nothing left to try.
+    fn grow_under_ceiling(
+        &mut self,
+        now: Instant,
+        sample: &Sample,
+        here: Seen,
+        to: usize,
+    ) -> Option<Decision> {
+        let ceiling =
+            self.trials.ceiling.filter(|ceiling| (ceiling.size as f64) < CEILING_FAR * to as f64)?;
+        let size = sample.target;
+        if self.trials.expired(now) {
+            let next = ((size as f64 * STEP) as usize).max(size + 1);
+            return Some(self.start_trial(now, sample, next));
+        }
+        let middle = (size as f64 * ceiling.size as f64).sqrt() as usize;
+        if middle > size && ceiling.size as f64 > CEILING_CLOSE * size as f64 {
+            return Some(self.start_trial(now, sample, to.min(middle)));
+        }
+        let expires_in = ceiling.until.saturating_duration_since(now);
+        let &Sample { queue_depth, .. } = sample;
+        let reason = Reason::Ceiling { queue_depth, ceiling: ceiling.size, expires_in };
+        Some(self.hold(now, sample, Some(here).filter(|here| here.seconds > 0.0), reason))
+    }
+
+    /// Growth is out of the question: a size nearby is tried, when it is time and a trial could tell.
+    fn hold(&mut self, now: Instant, sample: &Sample, here: Option<Seen>, reason: Reason) -> Decision {
+        let size = sample.target;
+        let stay = Decision { target: size, reason };
+        let Some(here) = here else { return stay };
+        if !self.trials.due(now) {
+            return stay;
+        }
+        let need = self.need(self.load.steady_arrivals_per_s(), sample);
+        let wide = size as f64;
+        let up = ((wide * STEP).round() as usize).max(size + 1).min(sample.max_size);
+        let down = if wide > OVER_NEED.0 * need {
+            (need * wide).sqrt().max(wide / OVER_NEED.1)
+        } else {
+            wide / self.trials.step()
+        };
+        let down = (down.round() as usize).min(size.saturating_sub(1)).max(sample.min_size);
+        let Some(to) = self.more_promising(&here, up, down).filter(|to| self.would_tell(&here, *to)) else {
+            self.trials.postpone(now);
+            return stay;
+        };
+        self.start_trial(now, sample, to)
+    }
+
+    fn start_trial(&mut self, now: Instant, sample: &Sample, to: usize) -> Decision {
+        let trial = self.trials.start(now, sample.target, to.min(sample.max_size));
+        let reason = if trial.near {
+            Reason::Adjusting { from: trial.from, to: trial.to }
+        } else {
+            Reason::Probe { from: trial.from, to: trial.to }
+        };
+        Decision { target: trial.to, reason }
+    }
+
+    fn on_trial(&mut self, now: Instant, sample: &Sample, trial: Trial, here: Option<Seen>) -> Decision {
+        let size = sample.target;
+        if size != trial.to {
+            self.trials.current = None; // not followed, as in a dry run: nothing is learnt
+            return Decision { target: size, reason: Reason::Steady };
+        }
+        let over = now >= trial.until;
+        let gain = here.zip(self.evidence.of(trial.from)).map(|(here, from)| self.gain(&from, &here));
+        let worth_it = match gain {
+            Some(gain) if gain.value > DECIDED * gain.error => Some(true),
+            Some(gain) if gain.value < -DECIDED * gain.error => Some(false),
+            Some(gain) if over => Some(gain.value > 0.0),
+            _ => over.then_some(false),
+        };
+        let Trial { from, to, .. } = trial;
+        match worth_it {
+            None => Decision { target: size, reason: Reason::Steady },
+            Some(true) => {
+                self.trials.succeeded(now, trial);
+                Decision { target: size, reason: Reason::TrialKept { from, to } }
+            }
+            Some(false) => {
+                self.trials.failed(now, trial);
+                end_trial(trial)
+            }
+        }
+    }
+}
+
+/// Back to where a trial began.
+pub(super) fn end_trial(trial: Trial) -> Decision {
+    let Trial { from: target, to: from, near, .. } = trial;
+    let reason =
+        if near { Reason::Adjusting { from, to: target } } else { Reason::Probe { from, to: target } };
+    Decision { target, reason }
+}

@@ -1,0 +1,177 @@
+//! What arrives and what is used, smoothed: what [`PaidGrowth`](super::PaidGrowth) knows of the load.
+
+use std::time::{Duration, Instant};
+
+use crate::law::scale::Sample;
+
+/// Memory of the arrival rate that a step must show in: two ticks.
+const FAST: f64 = 0.020;
+/// Memory of the arrival rate that must not follow every blip, in seconds.
+const SLOW: f64 = 0.5;
+/// Memory of the queue's depth, in seconds: shorter is a blip.
+const QUEUE: f64 = 0.05;
+/// Weight of one completion in the use time of a database that nothing waits for.
+const LOW_WEIGHT: f64 = 0.01;
+/// Between two samples, when the driver is alive. A longer one saw a stall of the program, not of the database.
+const LONGEST_TICK: Duration = Duration::from_millis(200);
+/// Periods over which the peak use is remembered: six of half a second.
+const PERIODS: usize = 6;
+const PERIOD: Duration = Duration::from_millis(500);
+/// Without a completion for so long, and for four times a use, the database stands still.
+const SHORTEST_STALL: Duration = Duration::from_millis(20);
+
+#[derive(Debug, Default)]
+pub(super) struct Load {
+    last: Option<Instant>,
+    last_completion: Option<Instant>,
+    fast_arrivals_per_s: f64,
+    slow_arrivals_per_s: f64,
+    queue: f64,
+    low_use: Option<f64>,
+    peaks: [usize; PERIODS],
+    period: Option<Instant>,
+}
+
+impl Load {
+    /// Takes a sample in, and returns the seconds since the one before; 0 when that says nothing.
+    pub fn observe(&mut self, now: Instant, sample: &Sample) -> f64 {
+        let since = self.last.map_or(Duration::ZERO, |last| now.saturating_duration_since(last));
+        self.last = Some(now);
+        self.note_peak(now, sample);
+        if sample.completions > 0 {
+            self.last_completion = Some(now);
+        }
+        let seconds = since.as_secs_f64();
+        if seconds > 0.0 {
+            let arrivals_per_s = sample.arrivals as f64 / seconds;
+            smooth(&mut self.fast_arrivals_per_s, arrivals_per_s, seconds / FAST);
+            smooth(&mut self.slow_arrivals_per_s, arrivals_per_s, seconds / SLOW);
+            smooth(&mut self.queue, sample.queue_depth as f64, seconds / QUEUE);
+        }
+        self.note_low_use(sample);
+        if since > LONGEST_TICK { 0.0 } else { seconds }
+    }
+
+    /// Connections the load needs by Little's law at a database that is not loaded, with room for its scatter: infinite
+    /// while nothing is known.
+    pub fn need(&self, arrivals_per_s: f64, shortest_use: Option<f64>, use_time: Option<Duration>) -> f64 {
+        let known = match (shortest_use, self.low_use) {
+            (Some(seen), Some(low)) => Some(seen.min(low)),
+            (seen, low) => seen.or(low),
+        };
+        let Some(use_time) = known.or(use_time.map(|time| time.as_secs_f64())) else { return f64::INFINITY };
+        let held = arrivals_per_s * use_time;
+        1.1 * held + held.sqrt()
+    }
+
+    /// Arrivals a second, as soon as they change.
+    pub fn arrivals_per_s(&self) -> f64 {
+        self.fast_arrivals_per_s
+    }
+
+    /// Arrivals a second over the last half second.
+    pub fn steady_arrivals_per_s(&self) -> f64 {
+        self.slow_arrivals_per_s
+    }
+
+    /// Waiters, blips apart.
+    pub fn queue(&self) -> f64 {
+        self.queue
+    }
+
+    /// Nothing has been completed for so long that the database stands still.
+    pub fn stalled(&self, now: Instant, use_time: Duration) -> bool {
+        let patience = SHORTEST_STALL.max(use_time.saturating_mul(4));
+        self.last_completion.is_none_or(|at| now.saturating_duration_since(at) > patience)
+    }
+
+    /// The most connections held at once in the last three seconds.
+    pub fn peak_in_use(&self) -> usize {
+        self.peaks.iter().copied().max().unwrap_or(0)
+    }
+
+    fn note_peak(&mut self, now: Instant, sample: &Sample) {
+        let period = *self.period.get_or_insert(now);
+        if now.saturating_duration_since(period) >= PERIOD {
+            self.peaks.rotate_right(1);
+            self.peaks[0] = 0;
+            self.period = Some(now);
+        }
+        self.peaks[0] = self.peaks[0].max(sample.peak_in_use).max(sample.in_use);
+    }
+
+    /// What a connection is held for while nothing waits for the database: the measure of what the load needs. A use
+    /// that failed at once is no measure.
+    fn note_low_use(&mut self, sample: &Sample) {
+        let quiet = sample.queue_depth == 0 && sample.in_use < sample.target && sample.failures == 0;
+        let Some(use_time) = sample.use_time.filter(|_| quiet && sample.completions > 0) else { return };
+        let use_time = use_time.as_secs_f64();
+        let weight = LOW_WEIGHT * (sample.completions as f64).min(10.0);
+        smooth(self.low_use.get_or_insert(use_time), use_time, weight);
+    }
+}
+
+/// Moves a mean towards a value, all the way when the weight is 1 or more.
+fn smooth(mean: &mut f64, value: f64, weight: f64) {
+    *mean += weight.min(1.0) * (value - *mean);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TICK: Duration = Duration::from_millis(10);
+
+    #[test]
+    fn the_need_is_littles_law_with_room_for_scatter() {
+        let load = Load::default();
+        let need = load.need(1_000.0, Some(0.010), None);
+        assert!((need - (11.0 + 10.0f64.sqrt())).abs() < 1e-9);
+        assert!(load.need(1_000.0, None, None).is_infinite());
+    }
+
+    #[test]
+    fn a_step_of_arrivals_is_seen_within_three_ticks_and_a_blip_is_not_steady() {
+        let (mut load, mut now) = (Load::default(), Instant::now());
+        let sample = |arrivals| Sample { arrivals, ..Sample::default() };
+        for _ in 0..100 {
+            now += TICK;
+            load.observe(now, &sample(10));
+        }
+        for _ in 0..3 {
+            now += TICK;
+            load.observe(now, &sample(100));
+        }
+        assert!(load.arrivals_per_s() > 8_000.0 && load.steady_arrivals_per_s() < 2_000.0, "{load:?}");
+    }
+
+    #[test]
+    fn the_peak_is_forgotten_after_three_seconds() {
+        let (mut load, mut now) = (Load::default(), Instant::now());
+        load.observe(now, &Sample { peak_in_use: 40, ..Sample::default() });
+        for _ in 0..249 {
+            now += TICK;
+            load.observe(now, &Sample { in_use: 3, ..Sample::default() });
+        }
+        assert_eq!(load.peak_in_use(), 40);
+        for _ in 0..60 {
+            now += TICK;
+            load.observe(now, &Sample { in_use: 3, ..Sample::default() });
+        }
+        assert_eq!(load.peak_in_use(), 3);
+    }
+
+    #[test]
+    fn uses_that_failed_at_once_do_not_make_the_need_small() {
+        let (mut load, now) = (Load::default(), Instant::now());
+        let failed = Sample {
+            target: 10,
+            completions: 50,
+            failures: 50,
+            use_time: Some(Duration::from_micros(10)),
+            ..Sample::default()
+        };
+        load.observe(now, &failed);
+        assert!((load.need(1_000.0, Some(0.010), None) - 14.16).abs() < 0.01);
+    }
+}

@@ -1,0 +1,213 @@
+//! The default law: grows while growth pays.
+
+mod evidence;
+mod grow;
+mod judge;
+mod load;
+#[cfg(test)]
+mod tests;
+mod trial;
+
+use std::time::{Duration, Instant};
+
+use super::{Controller, Decision, Reason, Sample};
+use crate::config::Problem;
+use evidence::Evidence;
+use grow::end_trial;
+use load::Load;
+use trial::Trials;
+
+/// Evidence counts from so long after a move, and from a use time after it if that is longer, but never longer than
+/// this: the connections just opened or closed have had their effect by then.
+const SETTLE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// A wait that is worth a connection to somebody, in seconds, whatever the load seems to need.
+const LONG_WAIT: f64 = 0.020;
+/// One shrink: at most to this ratio, once in so long, to so many times the peak use.
+const SHRINK: (f64, Duration, f64) = (0.85, Duration::from_millis(200), 1.15);
+
+/// Grows while growth pays: the default law.
+///
+/// It remembers what each size completed while it was saturated (somebody waits, every connection is held), and so
+/// learns the elasticity e of throughput over size: 1 when twice the connections do twice the work, 0 when they do the
+/// same. It grows towards what the load needs by Little's law, further only when that was shown to pay, takes growth
+/// back that was shown not to, tries sizes nearby now and then, and shrinks when nobody has waited for a while. When the
+/// throughput at one size has clearly moved, the database has changed and what was seen counts for little.
+///
+/// An instance that is one of several on a database sees e too large; it corrects for its
+/// [`share`](crate::Builder::share).
+///
+/// ```
+/// use tower_adaptive_pool::PaidGrowth;
+///
+/// let law = PaidGrowth { pays: 0.2, ..PaidGrowth::default() }; // fewer connections, a little less throughput
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PaidGrowth {
+    /// Waiters that ask for growth where the load needs more connections. Default 4: a queue of a few is already people
+    /// waiting.
+    pub threshold: usize,
+    /// Least elasticity at which growth pays, 0 to 1. Default 0.1: twice the connections do 7 % more work. Near the
+    /// knee that costs half a percent of the throughput, and saves a tenth of the connections.
+    pub pays: f64,
+    /// How long nobody must have waited before a shrink. Default 500 ms: longer than the pauses of steady traffic.
+    pub shrink_after: Duration,
+}
+
+impl Default for PaidGrowth {
+    fn default() -> Self {
+        Self { threshold: 4, pays: 0.1, shrink_after: Duration::from_millis(500) }
+    }
+}
+
+impl PaidGrowth {
+    /// The law at work, for a [`Controller`] of one's own that wraps it.
+    pub fn into_controller(self) -> impl Controller {
+        PaidGrowthController::new(self)
+    }
+
+    pub(crate) fn check(&self, problems: &mut Vec<Problem>) {
+        if self.threshold == 0 {
+            problems.push(Problem::new("threshold", 0, "must be at least 1 waiter"));
+        }
+        if !(0.0..1.0).contains(&self.pays) {
+            problems.push(Problem::new("pays", self.pays, "must be at least 0 and under 1, such as 0.1"));
+        }
+        Problem::unless_positive(problems, "shrink_after", self.shrink_after);
+    }
+}
+
+/// [`PaidGrowth`] at work: its settings and what it remembers. Of a fixed size: a tick allocates nothing.
+#[derive(Debug)]
+pub(crate) struct PaidGrowthController {
+    law: PaidGrowth,
+    share: f64,
+    load: Load,
+    evidence: Evidence,
+    trials: Trials,
+    target: usize,
+    moved: Option<Instant>,
+    saturated: bool,
+    counts_from: Option<Instant>,
+    quiet_since: Option<Instant>,
+    shrunk: Option<Instant>,
+}
+
+impl PaidGrowthController {
+    pub fn new(law: PaidGrowth) -> Self {
+        Self {
+            law,
+            share: 1.0,
+            load: Load::default(),
+            evidence: Evidence::new(),
+            trials: Trials::new(),
+            target: 0,
+            moved: None,
+            saturated: false,
+            counts_from: None,
+            quiet_since: None,
+            shrunk: None,
+        }
+    }
+
+    fn observe(&mut self, now: Instant, sample: &Sample) {
+        self.share = if sample.share > 0.0 && sample.share < 1.0 { sample.share } else { 1.0 };
+        let seconds = self.load.observe(now, sample);
+        if sample.target != self.target {
+            self.target = sample.target;
+            self.moved = Some(now);
+            self.saturated = false;
+            self.evidence.begin(sample.target);
+        }
+        let use_time = sample.use_time.unwrap_or_default();
+        let saturated = sample.queue_depth > 0
+            && sample.in_use == sample.target
+            && sample.opening == 0
+            && !self.load.stalled(now, use_time);
+        if !saturated || !self.saturated {
+            self.counts_from = Some(now + use_time.max(SETTLE.0).min(SETTLE.1));
+        } else if seconds > 0.0 && self.counts_from.is_some_and(|from| now > from) {
+            // What failed is no work done, however fast it was.
+            let useful = sample.completions.saturating_sub(sample.failures);
+            self.evidence.add(useful as f64, seconds);
+            // With siblings on the database, a change is as likely theirs.
+            if self.share >= 1.0 && self.evidence.changed() {
+                self.trials.forget();
+            }
+        }
+        self.saturated = saturated;
+        self.evidence.decay(now);
+    }
+
+    /// Whether the queue asks for more.
+    fn hungry(&self, sample: &Sample) -> bool {
+        let queue_depth = sample.queue_depth;
+        let lasting = self.load.queue() >= self.law.threshold as f64;
+        let steady = self.load.steady_arrivals_per_s();
+        let arrivals = if lasting { steady.max(self.load.arrivals_per_s()) } else { steady };
+        let short = sample.target as f64 + 1.0 <= self.need(arrivals, sample);
+        queue_depth > 0
+            && (queue_depth >= sample.hard_cap
+                || (queue_depth >= self.law.threshold && short)
+                || estimated_wait(sample) > LONG_WAIT)
+    }
+
+    fn need(&self, arrivals_per_s: f64, sample: &Sample) -> f64 {
+        self.load.need(arrivals_per_s, self.evidence.shortest_use(), sample.use_time)
+    }
+
+    /// Towards what was used of late, slowly: idle connections over the knee are a trap for the next burst.
+    fn shrink(&mut self, now: Instant, sample: &Sample) -> Decision {
+        let size = sample.target;
+        let stay = Decision { target: size, reason: Reason::Steady };
+        let since = *self.quiet_since.get_or_insert(now);
+        if now.saturating_duration_since(since) < self.law.shrink_after
+            || self.shrunk.is_some_and(|at| now.saturating_duration_since(at) < SHRINK.1)
+        {
+            return stay;
+        }
+        let peak_in_use = self.load.peak_in_use();
+        let used = (peak_in_use as f64 * SHRINK.2).ceil() as usize;
+        if used.max(sample.min_size) >= size {
+            return stay;
+        }
+        self.shrunk = Some(now);
+        self.trials.current = None;
+        let target = ((size as f64 * SHRINK.0) as usize).max(used).max(sample.min_size);
+        Decision { target, reason: Reason::Drained { peak_in_use } }
+    }
+}
+
+impl Controller for PaidGrowthController {
+    fn on_sample(&mut self, now: Instant, sample: &Sample) -> Decision {
+        self.observe(now, sample);
+        if sample.queue_depth > 0 {
+            self.quiet_since = None;
+        }
+        let lapsed = self.trials.current.filter(|trial| sample.queue_depth == 0 && now >= trial.until);
+        let mut decision = if let Some(trial) = lapsed {
+            // Nobody waits any more, so a trial of more has served, and one of less has nothing to show.
+            self.trials.current = None;
+            self.trials.postpone(now);
+            let stay = Decision { target: sample.target, reason: Reason::Steady };
+            if sample.target < trial.from { end_trial(trial) } else { stay }
+        } else if self.hungry(sample) {
+            self.grow(now, sample)
+        } else if sample.queue_depth == 0 {
+            self.shrink(now, sample)
+        } else {
+            Decision { target: sample.target, reason: Reason::Steady }
+        };
+        decision.target = decision.target.max(sample.min_size).min(sample.max_size);
+        decision
+    }
+}
+
+/// Seconds until somebody who comes now is served.
+fn estimated_wait(sample: &Sample) -> f64 {
+    let use_time = sample.use_time.unwrap_or_default().as_secs_f64();
+    use_time * sample.queue_depth as f64 / sample.target.max(1) as f64
+}
+
+fn duration(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+}
