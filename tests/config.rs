@@ -13,8 +13,8 @@ use support::{
     sim::Sim,
 };
 use tower_adaptive_pool::{
-    AcquireError, AdaptivePool, Backend, Builder, ConfigError, ConnectionState, Limiter, Place, Problem,
-    QueueDepth, Verdict,
+    AcquireError, AdaptivePool, Backend, Builder, ConfigError, ConnectionState, Limiter, PaidGrowth, Place,
+    Problem, QueueDepth, Verdict,
 };
 
 /// Where a child prints what `build()` said.
@@ -44,6 +44,12 @@ fn law(change: impl FnOnce(&mut QueueDepth)) -> Builder<Sim> {
     builder().controller(law)
 }
 
+fn paid(change: impl FnOnce(&mut PaidGrowth)) -> Builder<Sim> {
+    let mut law = PaidGrowth::default();
+    change(&mut law);
+    builder().controller(law)
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_defaults_are_those_of_the_documentation() {
     let pool = builder().build().unwrap();
@@ -68,6 +74,15 @@ async fn every_bad_setting_is_named_with_its_value_and_what_would_be_right() {
         (builder().idle_timeout(Duration::ZERO), "idle_timeout (0 s) must be longer than zero"),
         (builder().max_dialing(0), "max_dialing (0) must be at least 1 dial at once"),
         (builder().name(""), r#"name ("") must not be empty: it names the pool in telemetry"#),
+        (builder().share(0.0), "share (0) must be over 0 and at most 1: 0.25 for one instance of four"),
+        (
+            builder().share(f64::NAN),
+            "share (NaN) must be over 0 and at most 1: 0.25 for one instance of four",
+        ),
+        (paid(|law| law.pays = 1.0), "pays (1) must be at least 0 and under 1, such as 0.1"),
+        (paid(|law| law.pays = f64::NAN), "pays (NaN) must be at least 0 and under 1, such as 0.1"),
+        (paid(|law| law.threshold = 0), "threshold (0) must be at least 1 waiter"),
+        (paid(|law| law.shrink_after = Duration::ZERO), "shrink_after (0 s) must be longer than zero"),
         (law(|law| law.grow_factor = 1.0), "grow_factor (1) must be over 1, such as 1.5"),
         (law(|law| law.grow_factor = 0.5), "grow_factor (0.5) must be over 1, such as 1.5"),
         (law(|law| law.grow_factor = f64::NAN), "grow_factor (NaN) must be over 1, such as 1.5"),
@@ -221,6 +236,49 @@ async fn set_size_refuses_bad_values_and_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn set_share_refuses_bad_values_and_changes_nothing() {
+    let pool = builder().share(0.5).build().unwrap();
+    for (share, expected) in [(0.0, "share (0)"), (-1.0, "share (-1)"), (1.5, "share (1.5)")] {
+        let error = pool.gate().set_share(share).unwrap_err().to_string();
+        assert!(error.starts_with(expected), "{error}");
+        assert!((pool.gate().share() - 0.5).abs() < f64::EPSILON);
+    }
+    pool.gate().set_share(0.125).unwrap();
+    assert!((pool.gate().share() - 0.125).abs() < f64::EPSILON);
+}
+
+/// A setting of `QueueDepth` in the environment says that `QueueDepth` is meant; which law decides is seen in why.
+#[tokio::test(start_paused = true)]
+async fn child_of_the_test_of_the_law() {
+    if env::var_os(IS_CHILD).is_none() {
+        return;
+    }
+    let limiter = Limiter::builder().min_size(1).max_size(50).from_env().build().unwrap();
+    let _held = limiter.try_acquire().unwrap();
+    let _line = line_up(&limiter, 20);
+    let mut watch = limiter.gate().watch();
+    let why = || limiter.gate().snapshot().last_decision.reason.code();
+    while ["started", "cooldown"].contains(&why()) {
+        watch.changed().await.unwrap();
+    }
+    println!("{SAID}{}", why());
+}
+
+#[test]
+fn a_setting_of_queue_depth_in_the_environment_selects_that_law() {
+    let said = |variables: &[(&'static str, &'static str)]| {
+        said_by("child_of_the_test_of_the_law", variables.iter().copied())
+    };
+    assert_eq!(said(&[]), "unproven");
+    assert_eq!(said(&[("POOL_SHRINK_AFTER_MS", "700")]), "unproven", "a setting of either");
+    for variable in
+        [("POOL_SCALE_MULTIPLIER", "2"), ("POOL_SCALE_THRESHOLD", "3"), ("POOL_SCALE_COOLDOWN_MS", "50")]
+    {
+        assert_eq!(said(&[variable]), "queue_over_threshold", "{variable:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn set_caps_refuses_bad_values_and_changes_nothing() {
     let limiter = one_permit(1, 2);
     let gate = limiter.gate().clone();
@@ -325,6 +383,8 @@ fn every_variable_reaches_its_setting() {
         ("POOL_MAX_DIALING", "0", "max_dialing (0) must be at least 1 dial at once"),
         ("POOL_SCALE_MULTIPLIER", "1.0", "grow_factor (1) must be over 1, such as 1.5"),
         ("POOL_SCALE_THRESHOLD", "0", "threshold (0) must be at least 1 waiter"),
+        ("POOL_SHARE", "2", "share (2) must be over 0 and at most 1: 0.25 for one instance of four"),
+        ("POOL_DRY_RUN", "perhaps", r#"POOL_DRY_RUN ("perhaps") cannot be read: it must be true or false"#),
     ];
     for (variable, value, expected) in table {
         assert_eq!(said_in_environment([(variable, value)]), expected, "{variable}={value}");

@@ -121,7 +121,7 @@ pub enum Reason {
         /// How throughput followed size: 1 when twice the connections did twice the work, 0 when they did the same. Of
         /// the whole database, where this instance has a share of it.
         elasticity: f64,
-        /// Standard error of the elasticity; infinite before a smaller size was seen.
+        /// Its standard error.
         error: f64,
     },
     /// The queue asks for growth, and the load needs more connections by Little's law, but nothing was seen yet of what
@@ -136,7 +136,7 @@ pub enum Reason {
         needed: usize,
     },
     /// The queue asks for growth, but the load does not need more by Little's law, and this size has not been saturated
-    /// for long enough to be judged.
+    /// for long enough to be judged, or no smaller one to be compared with.
     GatheringEvidence {
         /// Waiters.
         queue_depth: usize,

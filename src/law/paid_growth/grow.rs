@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::evidence::{Estimate, Seen};
-use super::judge::BELIEVED;
+use super::judge::{BELIEVED, UNSEEN};
 use super::trial::{STEP, Trial};
 use super::{PaidGrowthController, duration, estimated_wait};
 use crate::law::scale::{Decision, Reason, Sample};
@@ -58,26 +58,18 @@ impl PaidGrowthController {
         let Some(here) = here else { return self.grow_unproven(now, sample, need) };
         let (believed, shown) = self.elasticity_here(&here);
         if believed < self.law.pays || !(needed || shown.value - DECIDED * shown.error >= self.law.pays) {
-            let Estimate { value: elasticity, error } = shown;
-            return self.hold(now, sample, Some(here), Reason::NotPaying { queue_depth, elasticity, error });
+            return self.hold(now, sample, Some(here), not_paying(sample, shown));
         }
         let to = self.step(sample, believed, need);
-        self.grow_under_ceiling(now, sample, here, to).unwrap_or_else(|| Decision {
-            target: to,
-            reason: Reason::GrowthPays {
-                queue_depth,
-                estimated_wait: duration(estimated_wait(sample)),
-                elasticity: shown.value,
-                error: shown.error,
-            },
-        })
+        let grown = Decision { target: to, reason: growing(sample, need, shown) };
+        self.grow_under_ceiling(now, sample, here, to).unwrap_or(grown)
     }
 
     /// Nothing is known of this size yet: growth goes by what the load needs, with a pause between two steps.
     fn grow_unproven(&mut self, now: Instant, sample: &Sample, need: f64) -> Decision {
         let &Sample { queue_depth, target: size, .. } = sample;
-        let estimated_wait = duration(estimated_wait(sample));
         if (size + 1) as f64 > need {
+            let estimated_wait = duration(estimated_wait(sample));
             return Decision {
                 target: size,
                 reason: Reason::GatheringEvidence { queue_depth, estimated_wait },
@@ -89,10 +81,8 @@ impl PaidGrowthController {
         }
         let to = self.step(sample, BELIEVED.value, need);
         let unknown = Seen { size, ..Seen::default() };
-        self.grow_under_ceiling(now, sample, unknown, to).unwrap_or(Decision {
-            target: to,
-            reason: Reason::Unproven { queue_depth, estimated_wait, needed: need.ceil() as usize },
-        })
+        let grown = Decision { target: to, reason: growing(sample, need, UNSEEN) };
+        self.grow_under_ceiling(now, sample, unknown, to).unwrap_or(grown)
     }
 
     /// The size after one growth: the better it paid so far the larger the step, and none beyond what the load needs but
@@ -119,9 +109,7 @@ impl PaidGrowthController {
         let (less, more) = if best.size < size { (&best, here) } else { (here, &best) };
         let Estimate { value: elasticity, error } = self.evidence.elasticity(less, more);
         let reason = if best.size > size {
-            let &Sample { queue_depth, .. } = sample;
-            let estimated_wait = duration(estimated_wait(sample));
-            Reason::GrowthPays { queue_depth, estimated_wait, elasticity, error }
+            growing(sample, 0.0, Estimate { value: elasticity, error })
         } else {
             let worse = self.evidence.known().filter(|seen| seen.size > best.size && seen.size < size);
             let worse = worse.filter(|seen| {
@@ -229,4 +217,27 @@ pub(super) fn end_trial(trial: Trial) -> Decision {
     let reason =
         if near { Reason::Adjusting { from, to: target } } else { Reason::Probe { from, to: target } };
     Decision { target, reason }
+}
+
+/// Why it grows: as what was shown says, or because the load needs it and nothing was shown yet.
+fn growing(sample: &Sample, need: f64, shown: Estimate) -> Reason {
+    let &Sample { queue_depth, .. } = sample;
+    let estimated_wait = duration(estimated_wait(sample));
+    let Estimate { value: elasticity, error } = shown;
+    if error.is_finite() {
+        Reason::GrowthPays { queue_depth, estimated_wait, elasticity, error }
+    } else {
+        Reason::Unproven { queue_depth, estimated_wait, needed: need.ceil() as usize }
+    }
+}
+
+/// Why it does not grow.
+fn not_paying(sample: &Sample, shown: Estimate) -> Reason {
+    let &Sample { queue_depth, .. } = sample;
+    let Estimate { value: elasticity, error } = shown;
+    if error.is_finite() {
+        Reason::NotPaying { queue_depth, elasticity, error }
+    } else {
+        Reason::GatheringEvidence { queue_depth, estimated_wait: duration(estimated_wait(sample)) }
+    }
 }

@@ -15,6 +15,8 @@ const PROVEN: f64 = 2.5;
 const NEAR: (f64, f64, f64) = (1.0, 300.0, 0.15);
 /// Ratio of sizes between which elasticity says more than noise.
 const SPAN: f64 = 1.5;
+/// What was shown while no smaller size was seen.
+pub(super) const UNSEEN: Estimate = Estimate { value: BELIEVED.value, error: f64::INFINITY };
 
 impl PaidGrowthController {
     /// What growth to this size brought, as elasticity of the whole database: what is believed of it, and what was shown.
@@ -23,7 +25,7 @@ impl PaidGrowthController {
     /// is to be had here: the least of them is believed. Shown is the one with the smallest error.
     pub(super) fn elasticity_here(&self, here: &Seen) -> (f64, Estimate) {
         let prior = BELIEVED.error.powi(-2);
-        let (mut believed, mut shown) = (1.0f64, Estimate { value: BELIEVED.value, error: f64::INFINITY });
+        let (mut believed, mut shown) = (1.0f64, UNSEEN);
         for less in self.evidence.known() {
             if less.size as f64 * SPAN > here.size as f64 || less.completions < FEWEST_BELOW {
                 continue;

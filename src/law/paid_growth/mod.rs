@@ -4,8 +4,6 @@ mod evidence;
 mod grow;
 mod judge;
 mod load;
-#[cfg(test)]
-mod tests;
 mod trial;
 
 use std::time::{Duration, Instant};
@@ -24,6 +22,9 @@ const SETTLE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_
 const LONG_WAIT: f64 = 0.020;
 /// One shrink: at most to this ratio, once in so long, to so many times the peak use.
 const SHRINK: (f64, Duration, f64) = (0.85, Duration::from_millis(200), 1.15);
+
+/// The time in which those who wait should be served, in seconds, beside those who arrive.
+const DRAIN: f64 = 0.5;
 
 /// Grows while growth pays: the default law.
 ///
@@ -113,8 +114,8 @@ impl PaidGrowthController {
         self.share = if sample.share > 0.0 && sample.share < 1.0 { sample.share } else { 1.0 };
         let seconds = self.load.observe(now, sample);
         if sample.target != self.target {
-            self.target = sample.target;
             self.moved = Some(now);
+            self.target = sample.target;
             self.saturated = false;
             self.evidence.begin(sample.target);
         }
@@ -152,6 +153,8 @@ impl PaidGrowthController {
     }
 
     fn need(&self, arrivals_per_s: f64, sample: &Sample) -> f64 {
+        // Those who wait already are to be served too.
+        let arrivals_per_s = arrivals_per_s.max(sample.queue_depth as f64 / DRAIN);
         self.load.need(arrivals_per_s, self.evidence.shortest_use(), sample.use_time)
     }
 
@@ -211,3 +214,6 @@ fn estimated_wait(sample: &Sample) -> f64 {
 fn duration(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
+
+#[cfg(test)]
+mod tests;
