@@ -20,6 +20,9 @@ use tokio::{
 
 use super::postgres::host::free_port;
 
+/// Type and length of PostgreSQL's message that ends an answer; one byte more tells the state of the transaction.
+const READY_FOR_QUERY: &[u8] = b"Z\0\0\0\x05";
+
 /// What becomes of the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
@@ -45,6 +48,8 @@ struct State {
     reset_before: u64,
     /// How long the server's first bytes on a new connection are held back.
     delay: Duration,
+    /// How long the end of each answer of the server is held back, on connections that are new.
+    late_ends: Duration,
     /// The first eight bytes of each connection: which request a client opened it for.
     openings: Vec<[u8; 8]>,
 }
@@ -92,6 +97,7 @@ impl Proxy {
             forgotten_before: 0,
             reset_before: 0,
             delay: Duration::ZERO,
+            late_ends: Duration::ZERO,
             openings: Vec::new(),
         });
         let server = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -138,6 +144,12 @@ impl Proxy {
     /// Holds the server's first bytes on each new connection back.
     pub fn delay(&self, delay: Duration) {
         self.state.send_modify(|state| state.delay = delay);
+    }
+
+    /// Holds the end of each answer of PostgreSQL back, on new connections: a client that has its result, or an error, does
+    /// not know yet whether a transaction is open.
+    pub fn late_ends(&self, late: Duration) {
+        self.state.send_modify(|state| state.late_ends = late);
     }
 
     /// The first eight bytes that each client sent: PostgreSQL tells requests by them.
@@ -204,11 +216,11 @@ async fn connection(mut client: TcpStream, server: SocketAddr, number: u64, stat
         let Ok(socket) = TcpStream::connect(server).await else { return };
         let upstream = upstream.insert(socket);
         let _ = (client.set_nodelay(true), upstream.set_nodelay(true));
-        let delay = state.borrow().delay;
+        let (delay, late) = (state.borrow().delay, state.borrow().late_ends);
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = upstream.split();
-        let up = pump(from_client, to_server, valve.clone(), Duration::ZERO, Some(&state));
-        let down = pump(from_server, to_client, valve, delay, None);
+        let up = pump(from_client, to_server, valve.clone(), [Duration::ZERO; 2], Some(&state));
+        let down = pump(from_server, to_client, valve, [delay, late], None);
         tokio::join!(up, down);
     };
     select! {
@@ -228,7 +240,7 @@ async fn pump(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
     mut valve: Valve,
-    delay: Duration,
+    [delay, late]: [Duration; 2],
     state: Option<&Sender<State>>,
 ) {
     let mut bytes = vec![0; 16 * 1024];
@@ -242,8 +254,18 @@ async fn pump(
             sleep(delay).await;
         }
         valve.open().await;
-        if to.write_all(&bytes[..read]).await.is_err() {
+        let start = read.saturating_sub(READY_FOR_QUERY.len() + 1);
+        let at =
+            if !late.is_zero() && bytes[start..read].starts_with(READY_FOR_QUERY) { start } else { read };
+        let (start, end) = bytes[..read].split_at(at);
+        if to.write_all(start).await.is_err() {
             break;
+        }
+        if !end.is_empty() {
+            sleep(late).await;
+            if to.write_all(end).await.is_err() {
+                break;
+            }
         }
     }
     valve.open().await;
