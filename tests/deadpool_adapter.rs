@@ -204,6 +204,23 @@ async fn a_recycle_that_hangs_ends_at_the_callers_deadline_and_discards_its_obje
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_recycle_that_hangs_costs_a_second_and_the_same_acquire_gets_the_next() {
+    let fake = Fake::default();
+    let pool = fake.pool().await;
+    fake.recycling(Recycling::Hangs);
+    let started = tokio::time::Instant::now();
+    let acquire = begin({
+        let pool = pool.clone();
+        async move { pool.acquire().await }
+    });
+    fake.recycling(Recycling::Works);
+    assert_eq!(acquire.await.unwrap().serial, 1);
+    assert_eq!(started.elapsed().as_millis() / 10, 100);
+    assert_eq!((fake.created(), fake.detached(), fake.open()), (2, 1, 1));
+    assert_eq!(pool.snapshot().acquires.granted, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_manager_that_refuses_what_it_has_just_made_is_asked_no_more_often_than_a_database_that_is_away() {
     let fake = Fake::default();
     let pool = fake.pool().await;
