@@ -84,6 +84,8 @@ pub(crate) struct PaidGrowthController {
     share: f64,
     load: Load,
     evidence: Evidence,
+    /// As of this tick: it is asked for several times in one.
+    shortest_use: Option<f64>,
     trials: Trials,
     target: usize,
     moved: Option<Instant>,
@@ -100,6 +102,7 @@ impl PaidGrowthController {
             share: 1.0,
             load: Load::default(),
             evidence: Evidence::new(),
+            shortest_use: None,
             trials: Trials::new(),
             target: 0,
             moved: None,
@@ -137,6 +140,7 @@ impl PaidGrowthController {
         }
         self.saturated = saturated;
         self.evidence.decay(now);
+        self.shortest_use = self.evidence.shortest_use();
     }
 
     /// Whether the queue asks for more.
@@ -155,7 +159,7 @@ impl PaidGrowthController {
     fn need(&self, arrivals_per_s: f64, sample: &Sample) -> f64 {
         // Those who wait already are to be served too.
         let arrivals_per_s = arrivals_per_s.max(sample.queue_depth as f64 / DRAIN);
-        self.load.need(arrivals_per_s, self.evidence.shortest_use(), sample.use_time)
+        self.load.need(arrivals_per_s, self.shortest_use, sample.use_time)
     }
 
     /// Towards what was used of late, slowly: idle connections over the knee are a trap for the next burst.
