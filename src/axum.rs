@@ -17,29 +17,33 @@ use crate::error::AcquireError;
 use crate::error::QueryError;
 use crate::layer::refusal;
 use crate::pool::{AdaptivePool, Connection};
+use crate::terms::Terms;
 
 /// Extracts the pool from the router's state: an `AdaptivePool<B>`, or any state it can be had from through
-/// [`FromRef`].
+/// [`FromRef`]; with the class and the deadline of its request, as the layer found them.
 #[derive(Clone, Debug)]
-pub struct Pooled<B: Backend>(AdaptivePool<B>);
+pub struct Pooled<B: Backend> {
+    pool: AdaptivePool<B>,
+    terms: Terms,
+}
 
 /// Extracts the PostgreSQL pool.
 #[cfg(feature = "postgres")]
 pub type Db = Pooled<crate::Postgres>;
 
 impl<B: Backend> Pooled<B> {
-    /// A connection, as [`AdaptivePool::acquire`].
+    /// A connection, as [`AdaptivePool::acquire_for`] for this request.
     ///
     /// # Errors
     /// As there; as an [`Error`] each is a response by itself.
     #[track_caller]
     pub fn acquire(&self) -> impl Future<Output = Result<Connection<B>, AcquireError>> + Send + use<'_, B> {
-        self.0.acquire()
+        self.pool.acquire_with(self.terms)
     }
 
     /// The pool itself.
     pub fn pool(&self) -> &AdaptivePool<B> {
-        &self.0
+        &self.pool
     }
 }
 
@@ -51,8 +55,8 @@ where
 {
     type Rejection = Infallible;
 
-    async fn from_request_parts(_: &mut Parts, state: &S) -> Result<Self, Infallible> {
-        Ok(Self(AdaptivePool::from_ref(state)))
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        Ok(Self { pool: AdaptivePool::from_ref(state), terms: Terms::of(&parts.extensions) })
     }
 }
 

@@ -9,6 +9,8 @@ use std::time::Duration;
 #[cfg(feature = "postgres")]
 use tokio_postgres::error::SqlState;
 
+use crate::terms::Class;
+
 /// A backend's error, shared: one failed dial can answer several waiters.
 pub type SharedError = Arc<dyn Error + Send + Sync + 'static>;
 
@@ -24,11 +26,13 @@ pub struct Shed {
     pub retry_after: Duration,
     /// Waiters at that moment.
     pub queue_depth: usize,
+    /// The class it was refused in.
+    pub class: Class,
 }
 
 impl fmt::Display for Shed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { reason, retry_after, queue_depth } = self;
+        let Self { reason, retry_after, queue_depth, .. } = self;
         let told = retry_after.as_secs();
         write!(f, "refused ({reason}): {queue_depth} waiting; come back in {told} s")
     }
@@ -44,6 +48,12 @@ pub enum ShedReason {
     SoftCap,
     /// The queue holds `hard_cap` waiters.
     HardCap,
+    /// The wait to be expected would use up the request's time: `acquire_timeout`, or its own deadline.
+    EstimatedWait,
+    /// The request's deadline had passed when it came.
+    Expired,
+    /// A retry, and retries make up more than a tenth of the first attempts already.
+    RetryBudget,
     /// `try_acquire` found no free connection: it never waits.
     NoneIdle,
     /// The pool is being drained or is gone.
@@ -56,6 +66,9 @@ impl ShedReason {
         match self {
             Self::SoftCap => "soft_cap",
             Self::HardCap => "hard_cap",
+            Self::EstimatedWait => "estimated_wait",
+            Self::Expired => "expired",
+            Self::RetryBudget => "retry_budget",
             Self::NoneIdle => "none_idle",
             Self::Draining => "draining",
         }
@@ -95,6 +108,8 @@ pub struct AcquireTimeout {
     pub size: usize,
     /// Others still waiting.
     pub queue_depth: usize,
+    /// It was the request's own deadline that came, before `acquire_timeout` had passed.
+    pub by_request: bool,
     /// The connection that had been held for the longest time, if any was held.
     pub oldest_hold: Option<Hold>,
     /// Why no connection could be opened, when dialing is what failed.
@@ -137,10 +152,11 @@ impl fmt::Display for AcquireError {
 
 impl fmt::Display for AcquireTimeout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { waited, in_use, size, queue_depth, oldest_hold, dial_error } = self;
+        let Self { waited, in_use, size, queue_depth, by_request, oldest_hold, dial_error } = self;
+        let limit = if *by_request { "the request's deadline" } else { "acquire_timeout" };
         write!(
             f,
-            "no connection within {waited:?} (acquire_timeout): {in_use} of {size} connections in use, \
+            "no connection within {waited:?} ({limit}): {in_use} of {size} connections in use, \
              {queue_depth} others waiting"
         )?;
         if let Some(Hold { held, acquired_at }) = oldest_hold {
@@ -222,7 +238,8 @@ impl Error for DrainTimeout {}
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum QueryError {
-    /// `query_timeout` came first. The query is cancelled on the server before its connection is handed on.
+    /// `query_timeout` or the request's deadline came first, after so long. The query is cancelled on the server before its
+    /// connection is handed on; when the deadline had passed before, it was not even sent.
     Timeout(Duration),
     /// `commit` was called on a transaction in which a statement had failed: it was rolled back.
     RolledBack,
@@ -269,7 +286,9 @@ impl QueryError {
 impl fmt::Display for QueryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Timeout(after) => write!(f, "no result within {after:?} (query_timeout)"),
+            Self::Timeout(after) => {
+                write!(f, "no result within {after:?} (query_timeout, or the request's deadline)")
+            }
             Self::RolledBack => {
                 f.write_str("a statement of the transaction had failed: it was rolled back, not committed")
             }

@@ -88,6 +88,7 @@ mod layer;
 mod observe;
 mod pool;
 pub mod sizing;
+mod terms;
 
 #[cfg(feature = "axum")]
 pub mod axum;
@@ -105,11 +106,15 @@ pub use gate::ledger::{Acquires, Admissions, Queries};
 pub use gate::limiter::{Limiter, Permit};
 pub use gate::{DryRun, Gate, Snapshot, Verdict, WeakGate};
 pub use law::{Controller, Decision, PaidGrowth, QueueDepth, Reason, Sample};
-pub use layer::{AdaptivePoolLayer, AdaptivePoolService, Respond, ResponseFuture, StatusOnly};
+pub use layer::{
+    AdaptivePoolLayer, AdaptivePoolService, Classify, ProblemJson, Respond, ResponseFuture, StatusOnly,
+    Unclassed,
+};
 #[cfg(feature = "tracing")]
 pub use observe::Tracing;
 pub use observe::{Event, Observer, Otel, ServerInfo, ShedBy};
 pub use pool::{AdaptivePool, Connection};
+pub use terms::{Class, Deadline, Terms};
 
 #[cfg(feature = "postgres")]
 pub use error::QueryError;

@@ -147,6 +147,9 @@ async fn the_five_metrics_exist_and_counters_start_at_zero() {
     let metric = |kind, unit: &str, series| Metric { kind, unit: unit.into(), series };
     let backpressure = series([
         ("by=layer reason=soft_cap", 0),
+        ("by=layer reason=estimated_wait", 0),
+        ("by=layer reason=expired", 0),
+        ("by=layer reason=retry_budget", 0),
         ("by=layer reason=hard_cap", 0),
         ("by=layer reason=draining", 0),
         ("by=gate reason=hard_cap", 0),
@@ -241,6 +244,9 @@ async fn backpressure_events_equal_the_ledgers() {
     assert!(soft > 0 && soft < 200, "on the ramp some are refused: {soft}");
     let expected = series([
         ("by=layer reason=soft_cap", soft),
+        ("by=layer reason=estimated_wait", 0),
+        ("by=layer reason=expired", 0),
+        ("by=layer reason=retry_budget", 0),
         ("by=layer reason=hard_cap", hard),
         ("by=layer reason=draining", draining),
         ("by=gate reason=hard_cap", 3),

@@ -15,18 +15,26 @@ use super::queue::{Answer, Key};
 use super::slots::{Slots, Times};
 use crate::error::{AcquireError, AcquireTimeout, SharedError, ShedReason};
 use crate::observe::{Event, ShedBy};
+use crate::terms::{Class, Terms, after};
 
-/// When an acquire began and by when it must have ended: one deadline for queue, check and dial together. Made only when
+/// When an acquire began, by when it must have ended, and how much it matters: one deadline for queue, check and dial together. Made only when
 /// something has to be waited for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Span {
     pub started: Instant,
     timeout: Duration,
+    /// The request's own deadline comes first.
+    by_request: bool,
+    pub class: Class,
 }
 
 impl Span {
-    pub fn from_now(gate: &Gate) -> Self {
-        Self { started: Instant::now(), timeout: gate.acquire_timeout() }
+    pub fn from_now(gate: &Gate, terms: Terms) -> Self {
+        let (started, timeout) = (Instant::now(), gate.acquire_timeout());
+        let left = terms.deadline.map(|deadline| deadline.instant().saturating_duration_since(started));
+        let by_request = left.is_some_and(|left| left < timeout);
+        let timeout = left.map_or(timeout, |left| left.min(timeout));
+        Self { started, timeout, by_request, class: terms.class }
     }
 
     pub fn deadline(self) -> Instant {
@@ -39,12 +47,6 @@ impl Span {
     }
 }
 
-/// So much later. `Duration::MAX`, which no clock can count to, is thirty years, as in tokio's own timers.
-pub(crate) fn after(now: Instant, timeout: Duration) -> Instant {
-    const FAR: Duration = Duration::from_secs(30 * 365 * 86_400);
-    now.checked_add(timeout).unwrap_or(now + FAR)
-}
-
 /// An acquire under way that found nothing in passing: what it does next, and by when it must have ended.
 ///
 /// A future by hand, polled again after [`resume`](Self::resume): it is a tenth of a kilobyte where nested `async fn`s are
@@ -52,6 +54,7 @@ pub(crate) fn after(now: Instant, timeout: Duration) -> Instant {
 pub(crate) struct Acquiring<'a, T> {
     gate: &'a Gate,
     slots: &'a Slots<T>,
+    terms: Terms,
     span: Option<Span>,
     stage: Stage<'a, T>,
     /// Boxed, because hardly any wait has one.
@@ -92,7 +95,9 @@ impl Denied {
         dial_error: impl FnOnce() -> Option<SharedError>,
     ) -> AcquireError {
         match self {
-            Self::Full(depth) => AcquireError::Shed(gate.shed(ShedReason::HardCap, depth, ShedBy::Gate)),
+            Self::Full(depth) => {
+                AcquireError::Shed(gate.shed(ShedReason::HardCap, depth, span.class, ShedBy::Gate))
+            }
             Self::Failed(error) => {
                 let (error, waited) = (AcquireError::Dial(error), span.started.elapsed());
                 gate.observe(|| Event::AcquireTimedOut { error: &error, waited });
@@ -105,8 +110,8 @@ impl Denied {
 }
 
 impl<'a, T> Acquiring<'a, T> {
-    pub fn new(gate: &'a Gate, slots: &'a Slots<T>) -> Self {
-        Self { gate, slots, span: None, stage: Stage::Arrived, timer: None }
+    pub fn new(gate: &'a Gate, slots: &'a Slots<T>, terms: Terms) -> Self {
+        Self { gate, slots, terms, span: None, stage: Stage::Arrived, timer: None }
     }
 
     /// Goes on, as the same acquire, with what took the place of a dead connection.
@@ -117,7 +122,7 @@ impl<'a, T> Acquiring<'a, T> {
     /// Begins now, if it had no reason to look at the clock before.
     pub fn span(&mut self) -> Span {
         *self.span.get_or_insert_with(|| {
-            let span = Span::from_now(self.gate);
+            let span = Span::from_now(self.gate, self.terms);
             self.gate.holds().clock.set(span.started);
             span
         })
@@ -125,7 +130,8 @@ impl<'a, T> Acquiring<'a, T> {
 
     fn enter(&mut self, waker: &Waker) -> Entry<T> {
         let span = self.span();
-        self.slots.enter(waker, Times { now: span.started.into_std(), deadline: span.deadline().into_std() })
+        let times = Times { now: span.started.into_std(), deadline: span.deadline().into_std() };
+        self.slots.enter(waker, span.class, times)
     }
 
     /// The driver answers at the deadline, so that thousands of waits need no timer each; only where it is gone with its
@@ -161,6 +167,7 @@ impl<T> Future for Acquiring<'_, T> {
             Some(Entry::Unproven(item)) => return Poll::Ready(Ok(Grant { item, unproven: true })),
             Some(Entry::Full(depth)) => return Poll::Ready(Err(Denied::Full(depth))),
             Some(Entry::Failed(error)) => return Poll::Ready(Err(Denied::Failed(error))),
+            Some(Entry::TimedOut) => return Poll::Ready(Err(Denied::TimedOut)),
             Some(Entry::Closed) => return Poll::Ready(Err(Denied::Closed)),
             Some(Entry::Queued(key)) => {
                 this.stage = Stage::Waiting(Wait { slots: this.slots, key: Some(key) });
@@ -202,6 +209,7 @@ pub(crate) fn timed_out<T>(
         in_use: counts.in_use,
         size: counts.places,
         queue_depth: counts.queue_depth,
+        by_request: span.by_request,
         oldest_hold: gate.holds().oldest(),
         dial_error,
     });
@@ -218,7 +226,7 @@ pub(super) struct Wait<'a, T> {
 impl<T> Wait<'_, T> {
     pub fn leave(&mut self, why: Leave) {
         if let Some(key) = self.key.take() {
-            self.slots.leave(key, why);
+            self.slots.leave(key, why, || Instant::now().into_std());
         }
     }
 }

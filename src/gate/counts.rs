@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use super::ledger::Acquires;
 use crate::law::admit::Occupancy;
+use crate::terms::{CLASSES, Class};
 
 /// What the layer reads instead of taking the lock. Each value is true by itself at some moment; they are advice for a
 /// verdict, so nothing hangs on seeing them together, and Relaxed is enough.
 #[derive(Debug, Default)]
 pub(crate) struct Published {
     pub(super) queue_depth: AtomicUsize,
+    /// Of these, how many of each class.
+    waiting: [AtomicUsize; CLASSES],
     pub(super) idle: AtomicUsize,
     pub(super) capacity: AtomicUsize,
     /// Nanoseconds; 0 is unknown.
@@ -27,6 +30,17 @@ impl Published {
             idle: self.idle.load(Relaxed),
             capacity: self.capacity.load(Relaxed),
         }
+    }
+
+    pub(super) fn set_waiting(&self, lengths: [usize; CLASSES]) {
+        for (published, length) in self.waiting.iter().zip(lengths) {
+            published.store(length, Relaxed);
+        }
+    }
+
+    /// Waiters who are served before a newcomer of this class.
+    pub fn ahead_of(&self, class: Class) -> usize {
+        self.waiting[..=class.line()].iter().map(|waiting| waiting.load(Relaxed)).sum()
     }
 
     pub fn use_time(&self) -> Option<Duration> {
@@ -70,6 +84,7 @@ pub(crate) struct Counts {
     pub failures: u64,
     pub use_time: Option<Duration>,
     pub acquires: Acquires,
+    pub entered: [u64; CLASSES],
 }
 
 impl Counts {

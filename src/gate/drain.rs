@@ -5,9 +5,9 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-use super::acquire::after;
 use super::slots::Slots;
 use crate::error::DrainTimeout;
+use crate::terms::after;
 
 /// Refuses new acquires, serves those who wait, and ends when every place is free; after `deadline` at the latest, when
 /// those who still wait are answered. `changed` is notified whenever a place is freed or a dial ends.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 
 use super::counts::Counts;
+use super::load::Load;
 use super::{Gate, Plant};
 use crate::law::{Controller, Decision, Reason, Sample};
 use crate::observe::Event;
@@ -72,6 +73,8 @@ struct Last {
     counts: Counts,
     dial_failures: u64,
     at_rest: bool,
+    tick: Option<Instant>,
+    load: Load,
 }
 
 /// Why the driver does not rest any more.
@@ -99,8 +102,7 @@ fn tick(gate: &Gate, plant: &dyn Plant, controller: &mut dyn Controller, last: &
     for hold in gate.holds().overdue() {
         gate.observe(|| Event::HeldForLong { hold });
     }
-    let now = now.into_std();
-    let counts = plant.sample(now);
+    let counts = plant.sample(now.into_std());
     let dial_failures = gate.dial_failures();
     let sample = Sample {
         queue_depth: counts.queue_depth,
@@ -120,8 +122,13 @@ fn tick(gate: &Gate, plant: &dyn Plant, controller: &mut dyn Controller, last: &
         use_time: counts.use_time,
         share: gate.share(),
     };
+    let elapsed = last.tick.replace(now).map_or(TICK, |before| now - before);
+    let (shed, advice) = (gate.inner.admissions.read().shed, &gate.inner.advice);
+    last.load.sample(&counts, shed, elapsed, advice);
+    let now = now.into_std();
     let quiet = sample.arrivals == 0 && sample.in_use == 0 && sample.queue_depth == 0;
-    *last = Last { counts, dial_failures, at_rest: quiet && counts.target == counts.min_size };
+    last.at_rest = quiet && counts.target == counts.min_size;
+    (last.counts, last.dial_failures) = (counts, dial_failures);
 
     // A law of the user's own that panics must not stop the loop for ever: the next tick asks it again.
     let asked = catch_unwind(AssertUnwindSafe(|| controller.on_sample(now, &sample)));

@@ -8,6 +8,7 @@ use super::Gate;
 use crate::error::ShedReason;
 use crate::law::{Decision, Reason};
 use crate::observe::{Event, ShedBy};
+use crate::terms::Class;
 
 /// What a [dry run](crate::Builder::dry_run) would have done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,13 +50,18 @@ impl DryRunLedger {
 
 impl Gate {
     /// Takes note of a verdict in a dry run, and lets everybody in; a pool that is closed is closed all the same.
-    pub(super) fn overrule(&self, refused: Option<ShedReason>, queue_depth: usize) -> Option<ShedReason> {
+    pub(super) fn overrule(
+        &self,
+        refused: Option<ShedReason>,
+        queue_depth: usize,
+        class: Class,
+    ) -> Option<ShedReason> {
         let Some(ledger) = &self.inner.dry_run else { return refused };
         match refused {
             Some(ShedReason::Draining) => return refused,
             Some(reason) => {
                 ledger.shed.fetch_add(1, Relaxed);
-                let shed = self.refusal(reason, queue_depth);
+                let shed = self.refusal(reason, queue_depth, class);
                 self.observe(|| Event::WouldShed { shed, by: ShedBy::Layer });
             }
             None => {

@@ -22,6 +22,7 @@ use super::queue::{Answer, Key};
 use super::slots::{Slots, Times};
 use crate::backend::{Place, PlaceOwner};
 use crate::error::SharedError;
+use crate::terms::Class;
 
 const BOUNDS: Bounds = Bounds { min_size: 1, max_size: 2, hard_cap: 2, check_after: Duration::ZERO };
 
@@ -144,9 +145,10 @@ impl Pool {
     fn acquire(&self, caller: Caller) -> Option<Conn> {
         self.tell(|told| told.started += 1);
         let may_wait = !matches!(caller, Caller::Tries);
-        let deadline = self.now + Duration::from_secs(thread_rng().gen_range(0..2));
-        let enter = || self.slots.enter(Waker::noop(), Times { now: self.now, deadline });
-        let mut entry = match self.slots.take() {
+        // Before or after what `no_dial_before` says, and never past already.
+        let deadline = self.now + Duration::from_secs(thread_rng().gen_range(1..3));
+        let enter = || self.slots.enter(Waker::noop(), Class::High, Times { now: self.now, deadline });
+        let mut entry = match self.slots.take(Class::High) {
             Some(conn) => Entry::Granted(conn),
             None if may_wait => enter(),
             None => self.slots.try_enter(|| self.now),
@@ -156,6 +158,7 @@ impl Pool {
                 Entry::Granted(conn) | Entry::Unproven(conn) => conn,
                 Entry::Queued(key) => self.wait(key, caller)?,
                 Entry::Full(_) => return self.refused(|told| told.shed += 1),
+                Entry::TimedOut => return self.left(Leave::TimedOut),
                 Entry::Failed(_) | Entry::Closed => return self.refused(|told| told.failed += 1),
             };
             if let Caller::LeavesChecking(why) = caller {
@@ -168,7 +171,7 @@ impl Pool {
                 assert!(self.held.lock().unwrap().insert(conn.id), "{} has two holders", conn.id);
                 return Some(conn);
             }
-            entry = self.slots.reject(conn, may_wait.then_some(deadline));
+            entry = self.slots.reject(conn, may_wait.then_some((Class::High, deadline)));
             self.fill();
         }
     }
@@ -208,7 +211,7 @@ impl Pool {
         if conn.dead.load(Relaxed) {
             self.slots.retire(conn);
             self.fill();
-        } else if self.slots.release(conn, Some(Duration::from_millis(1))) {
+        } else if self.slots.release(conn, Some(Duration::from_millis(1)), || self.now) {
             self.fill();
         }
     }
@@ -400,7 +403,7 @@ fn acquire_and_do_anything(pool: &Pool) {
         }
         30..33 => drop(pool.slots.sample(pool.now)),
         33..35 => drop(pool.slots.close_idle_since(pool.now)),
-        35 => drop(pool.slots.expire(pool.now)),
+        35 => drop(pool.slots.expire(pool.now + Duration::from_secs(thread_rng().gen_range(0..3)))),
         36 => pool.slots.start_drain(),
         37 => pool.slots.close(),
         _ => {}

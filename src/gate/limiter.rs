@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
+use http::Extensions;
 use tokio::sync::Notify;
 use tokio::time::Instant as Clock;
 
@@ -20,6 +21,7 @@ use crate::backend::{Place, PlaceOwner};
 use crate::config::{Builder, ConfigError, LimitOnly};
 use crate::error::{AcquireError, DrainTimeout, ShedReason};
 use crate::observe::ShedBy;
+use crate::terms::{Class, Terms};
 
 /// The same layer, shedding and controller for a client that owns its pool (sqlx, bb8, MongoDB's driver, an upstream):
 /// the handler holds a [`Permit`] while it uses that client.
@@ -79,15 +81,43 @@ impl Limiter {
     /// [`AcquireError::Closed`] once drained.
     #[track_caller]
     pub fn acquire(&self) -> impl Future<Output = Result<Permit, AcquireError>> + Send + use<'_> {
-        self.acquire_at(Location::caller())
+        self.acquire_at(Terms::default(), Location::caller())
     }
 
-    async fn acquire_at(&self, at: At) -> Result<Permit, AcquireError> {
+    /// A permit for the request with these extensions: its class says where in the queue it stands, and its deadline bounds
+    /// the wait ([`Terms::of`]). Else as [`acquire`](Self::acquire).
+    ///
+    /// # Errors
+    /// As there.
+    #[track_caller]
+    pub fn acquire_for(
+        &self,
+        extensions: &Extensions,
+    ) -> impl Future<Output = Result<Permit, AcquireError>> + Send + use<'_> {
+        self.acquire_at(Terms::of(extensions), Location::caller())
+    }
+
+    /// A permit on these terms: a [`Terms`], a [`Class`](crate::Class) or a [`Deadline`](crate::Deadline). Else as
+    /// [`acquire_for`](Self::acquire_for).
+    ///
+    /// # Errors
+    /// As there.
+    #[track_caller]
+    pub fn acquire_with<T: Into<Terms>>(
+        &self,
+        terms: T,
+    ) -> impl Future<Output = Result<Permit, AcquireError>> + Send + use<'_, T> {
+        self.acquire_at(terms.into(), Location::caller())
+    }
+
+    async fn acquire_at(&self, terms: Terms, at: At) -> Result<Permit, AcquireError> {
         let Inner { gate, slots, .. } = &*self.inner;
-        if let Some(place) = slots.take() {
+        if terms.deadline.is_none()
+            && let Some(place) = slots.take(terms.class)
+        {
             return Ok(self.permit(place, at));
         }
-        let mut acquiring = Acquiring::new(gate, slots);
+        let mut acquiring = Acquiring::new(gate, slots, terms);
         match (&mut acquiring).await {
             Ok(grant) => Ok(self.permit(grant.item, at)),
             Err(denied) => Err(denied.into_error(gate, slots, acquiring.span(), || None)),
@@ -103,10 +133,15 @@ impl Limiter {
         let (Inner { gate, slots, .. }, at) = (&*self.inner, Location::caller());
         match slots.try_enter(|| gate.holds().clock.look().into_std()) {
             Entry::Granted(place) | Entry::Unproven(place) => Ok(self.permit(place, at)),
-            Entry::Full(depth) => {
-                Err(AcquireError::Shed(gate.shed(ShedReason::NoneIdle, depth, ShedBy::Gate)))
+            Entry::Full(depth) => Err(AcquireError::Shed(gate.shed(
+                ShedReason::NoneIdle,
+                depth,
+                Class::default(),
+                ShedBy::Gate,
+            ))),
+            Entry::Queued(_) | Entry::Failed(_) | Entry::TimedOut | Entry::Closed => {
+                Err(AcquireError::Closed)
             }
-            Entry::Queued(_) | Entry::Failed(_) | Entry::Closed => Err(AcquireError::Closed),
         }
     }
 
@@ -172,7 +207,8 @@ impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(place) = self.place.take() {
             place.holder.end();
-            self.limiter.slots.release(place, self.since.map(|since| since.elapsed()));
+            let held = self.since.map(|since| since.elapsed());
+            self.limiter.slots.release(place, held, || Clock::now().into_std());
         }
     }
 }

@@ -10,6 +10,7 @@ pub(crate) mod holds;
 mod interleavings;
 pub(crate) mod ledger;
 pub(crate) mod limiter;
+mod load;
 pub(crate) mod permits;
 mod queue;
 mod resize;
@@ -26,12 +27,13 @@ use tokio::sync::watch;
 
 use crate::config::{ConfigError, Settings};
 use crate::error::{Shed, ShedReason};
-use crate::law::admit::{Caps, admit};
+use crate::law::admit::{Caps, Claim, Occupancy, admit};
 use crate::law::retry_after::retry_after;
 use crate::law::{Decision, Reason};
 use crate::observe::{Event, Observer, ShedBy};
+use crate::terms::{Class, Deadline, Terms};
 
-pub(crate) use acquire::{Acquiring, Grant, Span, after, timed_out};
+pub(crate) use acquire::{Acquiring, Grant, Span, timed_out};
 use counts::{Bounds, Counts, Published};
 pub(crate) use drain::drain;
 pub(crate) use driver::start as start_driver;
@@ -39,6 +41,7 @@ pub use dry_run::DryRun;
 use dry_run::DryRunLedger;
 use holds::Holds;
 use ledger::{AdmissionLedger, QueryLedger};
+use load::{Advice, Mix, RetryBudget};
 pub use snapshot::Snapshot;
 
 /// The verdict on a request.
@@ -49,6 +52,13 @@ pub enum Verdict {
     Admit,
     /// Refuse it now.
     Shed(Shed),
+}
+
+/// Whether somebody asks for the first time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Attempt {
+    First,
+    Retry,
 }
 
 /// The gate in front of a pool or a limiter: decides on requests, and shows everything there is to see.
@@ -70,6 +80,9 @@ struct Inner {
     last_counts: OnceLock<Counts>,
     admissions: AdmissionLedger,
     queries: QueryLedger,
+    mix: Mix,
+    retry_budget: RetryBudget,
+    advice: Advice,
     holds: Holds,
     dial_failures: AtomicU64,
     written_off: AtomicU64,
@@ -114,6 +127,9 @@ impl Gate {
             last_counts: OnceLock::new(),
             admissions: AdmissionLedger::default(),
             queries: QueryLedger::default(),
+            mix: Mix::default(),
+            retry_budget: RetryBudget::default(),
+            advice: Advice::default(),
             holds: Holds::new(settings.leak_warning_after),
             dial_failures: AtomicU64::new(0),
             written_off: AtomicU64::new(0),
@@ -145,26 +161,73 @@ impl Gate {
     ///
     /// Every call counts as an arrival; the layer calls it once for each request.
     pub fn admit(&self) -> Verdict {
+        self.decide(Terms::default(), None)
+    }
+
+    /// The verdict on a request of this class or with this deadline, as [`admit`](Self::admit).
+    pub fn admit_with(&self, terms: impl Into<Terms>) -> Verdict {
+        self.decide(terms.into(), None)
+    }
+
+    /// The verdict; `attempt` where retries are told from first attempts.
+    pub(crate) fn decide(&self, terms: Terms, attempt: Option<Attempt>) -> Verdict {
         let inner = &*self.inner;
         let seen = inner.published.occupancy();
-        let caps = self.caps();
-        let refused = if inner.published.draining() {
-            Some(ShedReason::Draining)
-        } else {
-            // Under the soft cap the draw is not looked at: do not pay for one.
-            let draw = if seen.queue_depth > caps.soft { self.draw() } else { 0.0 };
-            admit(seen, caps, draw)
+        let refused = match terms.class {
+            Class::Exempt => None,
+            class => {
+                inner.mix.arrived(class);
+                self.judge(seen, terms, attempt)
+            }
         };
-        match self.overrule(refused, seen.queue_depth) {
+        match self.overrule(refused, seen.queue_depth, terms.class) {
             None => {
                 inner.admissions.admitted();
                 Verdict::Admit
             }
             Some(reason) => {
                 inner.admissions.shed();
-                Verdict::Shed(self.shed(reason, seen.queue_depth, ShedBy::Layer))
+                Verdict::Shed(self.shed(reason, seen.queue_depth, terms.class, ShedBy::Layer))
             }
         }
+    }
+
+    fn judge(&self, seen: Occupancy, terms: Terms, attempt: Option<Attempt>) -> Option<ShedReason> {
+        let inner = &*self.inner;
+        if inner.published.draining() {
+            return Some(ShedReason::Draining);
+        }
+        let overspent = match attempt {
+            None => false,
+            Some(Attempt::First) => {
+                inner.retry_budget.first_attempt();
+                false
+            }
+            Some(Attempt::Retry) => !inner.retry_budget.retry(),
+        };
+        let budget = match terms.deadline.map(Deadline::remaining) {
+            Some(Duration::ZERO) => return Some(ShedReason::Expired),
+            Some(left) => left.min(inner.acquire_timeout),
+            None => inner.acquire_timeout,
+        };
+        let caps = self.caps();
+        if seen.is_free() && seen.queue_depth < caps.hard {
+            return None;
+        }
+        if overspent {
+            return Some(ShedReason::RetryBudget);
+        }
+        let (lower, same) = inner.mix.below(terms.class);
+        let claim = Claim {
+            ahead: inner.published.ahead_of(terms.class),
+            budget,
+            use_time: inner.published.use_time(),
+            taken: inner.advice.taken_before(terms.class),
+            lower,
+            same,
+            draw: self.draw(),
+        };
+        admit(seen, caps, &claim)
     }
 
     /// Everything there is to see. Connections, queue and acquires are read together, at one moment; the other ledgers
@@ -259,17 +322,18 @@ impl Gate {
     }
 
     /// A refusal with a `retry_after` of its own, told to the observers.
-    pub(crate) fn shed(&self, reason: ShedReason, queue_depth: usize, by: ShedBy) -> Shed {
-        let shed = self.refusal(reason, queue_depth);
+    pub(crate) fn shed(&self, reason: ShedReason, queue_depth: usize, class: Class, by: ShedBy) -> Shed {
+        let shed = self.refusal(reason, queue_depth, class);
         self.observe(|| Event::Shed { shed, by });
         shed
     }
 
-    fn refusal(&self, reason: ShedReason, queue_depth: usize) -> Shed {
-        let published = &self.inner.published;
+    fn refusal(&self, reason: ShedReason, queue_depth: usize, class: Class) -> Shed {
+        let Inner { published, advice, .. } = &*self.inner;
         let capacity = published.occupancy().capacity;
-        let retry_after = retry_after(queue_depth, capacity, published.use_time(), self.draw());
-        Shed { reason, retry_after, queue_depth }
+        let window = advice.window().max(Duration::from_secs(1)); // the driver may not have looked yet
+        let retry_after = retry_after(queue_depth, capacity, published.use_time(), window, self.draw());
+        Shed { reason, retry_after, queue_depth, class }
     }
 
     pub(crate) fn decided(&self, decision: Decision) {

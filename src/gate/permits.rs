@@ -2,16 +2,21 @@
 
 use std::collections::VecDeque;
 use std::task::Waker;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::counts::{Bounds, Counts};
 use super::ledger::Acquires;
 use super::queue::{Answer, Key, Queue};
+use super::slots::{Times, wake};
 use crate::error::SharedError;
 use crate::law::estimate::MeanTime;
+use crate::terms::{CLASSES, Class};
 
 /// Places made in advance, for connections and for waiters; higher bounds grow them when they are really needed.
 const PRESIZED: usize = 1024;
+
+/// Without a completion for so long, the use time is not known any more; where three uses take longer, for those.
+const STALE: Duration = Duration::from_secs(1);
 
 /// How an acquire begins.
 #[derive(Debug)]
@@ -24,6 +29,8 @@ pub(crate) enum Entry<T> {
     Full(usize),
     /// Nothing can be had before the deadline, and why.
     Failed(SharedError),
+    /// The deadline had passed before it began.
+    TimedOut,
     Closed,
 }
 
@@ -68,6 +75,25 @@ pub(super) struct Tally {
     pub completions: u64,
     pub failures: u64,
     pub acquires: Acquires,
+    /// Acquires begun that may wait, by class.
+    pub entered: [u64; CLASSES],
+}
+
+/// Whom to wake and what to drop when the lock is gone.
+#[must_use]
+pub(super) struct HandedOn<T> {
+    pub granted: Option<Waker>,
+    pub expired: Vec<Option<Waker>>,
+    pub surplus: Option<T>,
+}
+
+impl<T> HandedOn<T> {
+    /// True when the permit was one too many and is gone.
+    pub fn finish(self) -> bool {
+        wake(self.granted);
+        self.expired.into_iter().for_each(wake);
+        self.surplus.is_some()
+    }
 }
 
 /// What the lock of [`Slots`](super::slots::Slots) protects, and how it changes. A change returns whom to wake and what
@@ -89,6 +115,8 @@ pub(super) struct State<T> {
     /// Since a dial failed, until one succeeds.
     pub no_dial: Option<NoDial>,
     pub use_time: MeanTime,
+    /// How many completions there were, and since when no more.
+    pub last_completion: Option<(u64, Instant)>,
 }
 
 impl<T> State<T> {
@@ -100,6 +128,7 @@ impl<T> State<T> {
             counts: Tally { target: bounds.min_size, ..Tally::default() },
             no_dial: None,
             use_time: MeanTime::default(),
+            last_completion: None,
             draining: false,
             closed: false,
             parked: None,
@@ -119,10 +148,16 @@ impl<T> State<T> {
         wanted.min(self.bounds.max_size.saturating_sub(self.counts.places))
     }
 
-    pub fn enter(&mut self, waker: &Waker, deadline: Instant) -> Entry<T> {
+    pub fn enter(&mut self, waker: &Waker, class: Class, times: Times) -> Entry<T> {
+        let Times { now, deadline } = times;
+        self.counts.entered[class.line()] += 1;
         if self.draining {
             self.counts.acquires.failed += 1;
             return Entry::Closed;
+        }
+        if deadline <= now {
+            self.counts.acquires.timed_out += 1;
+            return Entry::TimedOut;
         }
         if let Some(idle) = self.take_idle() {
             return idle.into();
@@ -134,7 +169,7 @@ impl<T> State<T> {
         if let Some(failed) = self.fail_if_hopeless(deadline) {
             return failed;
         }
-        Entry::Queued(self.queue.push_last(deadline, Some(waker.clone())))
+        Entry::Queued(self.queue.push_last(class, deadline, Some(waker.clone())))
     }
 
     /// No connection is there, none is being opened, and none will be for a while.
@@ -159,11 +194,12 @@ impl<T> State<T> {
     }
 
     /// The most recently used connection, if it was used just now and the driver is awake.
-    pub fn take_proven(&mut self) -> Option<T> {
+    pub fn take_proven(&mut self, class: Class) -> Option<T> {
         if self.parked.is_some() || self.idle.back().is_none_or(|idle| idle.unproven) {
             return None;
         }
         self.counts.acquires.started += 1;
+        self.counts.entered[class.line()] += 1;
         self.take_idle().map(|idle| idle.item)
     }
 
@@ -177,7 +213,15 @@ impl<T> State<T> {
     }
 
     /// Where a permit goes that nobody holds any more: away if it is one too many, to the first in line, or idle.
-    pub fn hand_on(&mut self, item: T, since: Option<Instant>) -> (Option<Waker>, Option<T>) {
+    ///
+    /// With `now`, those whose deadline has come are told so first: nobody is granted what comes too late.
+    pub fn hand_on(&mut self, item: T, since: Option<Instant>, now: Option<Instant>) -> HandedOn<T> {
+        let expired = now.map_or_else(Vec::new, |now| self.queue.answer_until(now, || Answer::TimedOut));
+        let (granted, surplus) = self.place(item, since);
+        HandedOn { granted, expired, surplus }
+    }
+
+    fn place(&mut self, item: T, since: Option<Instant>) -> (Option<Waker>, Option<T>) {
         let unwanted = self.draining && self.queue.len() == 0;
         if unwanted || self.permits() > self.counts.target {
             self.counts.in_use -= 1;
@@ -205,6 +249,19 @@ impl<T> State<T> {
         }
     }
 
+    /// Nothing has come back for so long that the use time says nothing any more: not about a database that stands still,
+    /// nor, afterwards, about one that is well again.
+    pub fn is_stalled(&mut self, now: Instant) -> bool {
+        let completions = self.counts.completions;
+        let since = match self.last_completion {
+            Some((known, since)) if known == completions => since,
+            _ => now,
+        };
+        self.last_completion = Some((completions, since));
+        let usual = self.use_time.get().unwrap_or_default();
+        now.saturating_duration_since(since) >= STALE.max(usual.saturating_mul(3))
+    }
+
     pub fn take_surplus(&mut self) -> Vec<Idle<T>> {
         let over = self.permits().saturating_sub(self.counts.target);
         let closing = over.min(self.idle.len());
@@ -221,7 +278,7 @@ impl<T> State<T> {
     pub fn read(&self) -> Counts {
         let idle = self.idle.len();
         // A place may be given up a moment before its dial or permit is: never show a size below its parts.
-        let Tally { in_use, peak_in_use, target, opening, places, completions, failures, acquires } =
+        let Tally { in_use, peak_in_use, target, opening, places, completions, failures, acquires, entered } =
             self.counts;
         let parts = in_use + idle + opening;
         Counts {
@@ -233,6 +290,7 @@ impl<T> State<T> {
             completions,
             failures,
             acquires,
+            entered,
             places: places.max(parts),
             queue_depth: self.queue.len(),
             min_size: self.bounds.min_size,

@@ -1,4 +1,5 @@
-//! The waiters, first come first served: a slab with index links, so that joining, answering and leaving are O(1).
+//! The waiters: a line for each class, first come first served in it, the most urgent class before the others. A slab with
+//! index links, so that joining, answering and leaving are O(1).
 
 use std::num::NonZeroU32;
 use std::task::Waker;
@@ -7,6 +8,7 @@ use std::time::Instant;
 use slab::Slab;
 
 use crate::error::SharedError;
+use crate::terms::{CLASSES, Class};
 
 /// What a waiter is told.
 #[derive(Debug)]
@@ -52,6 +54,15 @@ struct Waiter<T> {
     deadline: Instant,
     ahead: Option<Key>,
     behind: Option<Key>,
+    class: Class,
+}
+
+/// Those of one class.
+#[derive(Clone, Copy, Debug, Default)]
+struct Line {
+    first: Option<Key>,
+    last: Option<Key>,
+    len: usize,
 }
 
 /// A queue whose members leave from anywhere. An answered waiter is out of line at once, but its answer stays in the
@@ -59,8 +70,7 @@ struct Waiter<T> {
 #[derive(Debug)]
 pub(crate) struct Queue<T> {
     waiters: Slab<Waiter<T>>,
-    first: Option<Key>,
-    last: Option<Key>,
+    lines: [Line; CLASSES],
     len: usize,
     /// No deadline of anybody in line is before this.
     earliest: Option<Instant>,
@@ -68,7 +78,7 @@ pub(crate) struct Queue<T> {
 
 impl<T> Queue<T> {
     pub fn with_capacity(capacity: usize) -> Self {
-        Self { waiters: Slab::with_capacity(capacity), first: None, last: None, len: 0, earliest: None }
+        Self { waiters: Slab::with_capacity(capacity), lines: Default::default(), len: 0, earliest: None }
     }
 
     /// Those still waiting for an answer.
@@ -76,44 +86,51 @@ impl<T> Queue<T> {
         self.len
     }
 
+    /// How many of each class wait, the most urgent first.
+    pub fn lengths(&self) -> [usize; CLASSES] {
+        self.lines.map(|line| line.len)
+    }
+
     /// When somebody's deadline may come next; the driver need not look before.
     pub fn earliest(&self) -> Option<Instant> {
         self.earliest
     }
 
-    pub fn push_last(&mut self, deadline: Instant, waker: Option<Waker>) -> Key {
-        let ahead = self.last;
-        let key = self.insert(deadline, waker, ahead, None);
+    pub fn push_last(&mut self, class: Class, deadline: Instant, waker: Option<Waker>) -> Key {
+        let ahead = self.lines[class.line()].last;
+        let waiter = Waiter { state: State::Waiting(waker), deadline, ahead, behind: None, class };
+        let key = self.insert(waiter);
         match ahead {
             Some(ahead) => self.waiters[ahead.index()].behind = Some(key),
-            None => self.first = Some(key),
+            None => self.lines[class.line()].first = Some(key),
         }
-        self.last = Some(key);
+        self.lines[class.line()].last = Some(key);
         key
     }
 
-    pub fn push_first(&mut self, deadline: Instant) -> Key {
-        let behind = self.first;
-        let key = self.insert(deadline, None, None, behind);
+    pub fn push_first(&mut self, class: Class, deadline: Instant) -> Key {
+        let behind = self.lines[class.line()].first;
+        let waiter = Waiter { state: State::Waiting(None), deadline, ahead: None, behind, class };
+        let key = self.insert(waiter);
         match behind {
             Some(behind) => self.waiters[behind.index()].ahead = Some(key),
-            None => self.last = Some(key),
+            None => self.lines[class.line()].last = Some(key),
         }
-        self.first = Some(key);
+        self.lines[class.line()].first = Some(key);
         key
     }
 
     /// Answers the first in line and returns whom to wake, or gives the answer back when nobody waits.
     pub fn answer_first(&mut self, answer: Answer<T>) -> Result<Option<Waker>, Answer<T>> {
-        match self.first {
+        match self.lines.iter().find_map(|line| line.first) {
             Some(key) => Ok(self.answer(key, answer)),
             None => Err(answer),
         }
     }
 
-    /// Answers the last in line, as [`answer_first`](Self::answer_first) does the first.
+    /// Answers the last of the lowest class, as [`answer_first`](Self::answer_first) does the first of the highest.
     pub fn answer_last(&mut self, answer: Answer<T>) -> Result<Option<Waker>, Answer<T>> {
-        match self.last {
+        match self.lines.iter().rev().find_map(|line| line.last) {
             Some(key) => Ok(self.answer(key, answer)),
             None => Err(answer),
         }
@@ -127,14 +144,16 @@ impl<T> Queue<T> {
             return wakers;
         }
         self.earliest = None;
-        let mut next = self.first;
-        while let Some(key) = next {
-            let Waiter { deadline, behind, .. } = self.waiters[key.index()];
-            next = behind;
-            if deadline <= until {
-                wakers.push(self.answer(key, answer()));
-            } else {
-                self.note(deadline);
+        for line in 0..CLASSES {
+            let mut next = self.lines[line].first;
+            while let Some(key) = next {
+                let Waiter { deadline, behind, .. } = self.waiters[key.index()];
+                next = behind;
+                if deadline <= until {
+                    wakers.push(self.answer(key, answer()));
+                } else {
+                    self.note(deadline);
+                }
             }
         }
         wakers
@@ -170,16 +189,11 @@ impl<T> Queue<T> {
         }
     }
 
-    fn insert(
-        &mut self,
-        deadline: Instant,
-        waker: Option<Waker>,
-        ahead: Option<Key>,
-        behind: Option<Key>,
-    ) -> Key {
+    fn insert(&mut self, waiter: Waiter<T>) -> Key {
         self.len += 1;
-        self.note(deadline);
-        Key::of(self.waiters.insert(Waiter { state: State::Waiting(waker), deadline, ahead, behind }))
+        self.lines[waiter.class.line()].len += 1;
+        self.note(waiter.deadline);
+        Key::of(self.waiters.insert(waiter))
     }
 
     fn note(&mut self, deadline: Instant) {
@@ -196,15 +210,16 @@ impl<T> Queue<T> {
     }
 
     fn unlink(&mut self, key: Key) {
-        let Waiter { ahead, behind, .. } = self.waiters[key.index()];
+        let Waiter { ahead, behind, class, .. } = self.waiters[key.index()];
         match ahead {
             Some(ahead) => self.waiters[ahead.index()].behind = behind,
-            None => self.first = behind,
+            None => self.lines[class.line()].first = behind,
         }
         match behind {
             Some(behind) => self.waiters[behind.index()].ahead = ahead,
-            None => self.last = ahead,
+            None => self.lines[class.line()].last = ahead,
         }
+        self.lines[class.line()].len -= 1;
         self.len -= 1;
         if self.len == 0 {
             self.earliest = None;
@@ -222,8 +237,8 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Op {
         /// With a deadline so many milliseconds after the start.
-        PushLast(u64),
-        PushFirst(u64),
+        PushLast(Class, u64),
+        PushFirst(Class, u64),
         /// The clock says so many milliseconds.
         Expire(u64),
         AnswerFirst,
@@ -232,10 +247,20 @@ mod tests {
         Leave(usize),
     }
 
+    fn class() -> impl Strategy<Value = Class> {
+        prop_oneof![
+            Just(Class::Exempt),
+            Just(Class::Critical),
+            Just(Class::High),
+            Just(Class::Low),
+            Just(Class::Background)
+        ]
+    }
+
     fn op() -> impl Strategy<Value = Op> {
         prop_oneof![
-            4 => (0u64..100).prop_map(Op::PushLast),
-            1 => (0u64..100).prop_map(Op::PushFirst),
+            4 => (class(), 0u64..100).prop_map(|(class, due)| Op::PushLast(class, due)),
+            1 => (class(), 0u64..100).prop_map(|(class, due)| Op::PushFirst(class, due)),
             1 => (0u64..100).prop_map(Op::Expire),
             2 => Just(Op::AnswerFirst),
             1 => Just(Op::AnswerLast),
@@ -245,24 +270,31 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_behaves_like_a_list_one_can_leave_from_anywhere(ops in prop::collection::vec(op(), 0..200)) {
+        fn it_behaves_like_a_list_by_class_one_can_leave_from_anywhere(ops in prop::collection::vec(op(), 0..200)) {
             let mut queue = Queue::with_capacity(4);
             let start = Instant::now();
             let at = |millis| start + Duration::from_millis(millis);
-            let mut line: VecDeque<(Key, u64)> = VecDeque::new();
+            // In the order in which they are to be served.
+            let mut line: VecDeque<(Key, u64, usize)> = VecDeque::new();
             // `None` for a deadline that came.
             let mut answered: Vec<(Key, Option<u32>)> = Vec::new();
             let mut next = 0;
             for op in ops {
                 match op {
-                    Op::PushLast(due) => line.push_back((queue.push_last(at(due), None), due)),
-                    Op::PushFirst(due) => line.push_front((queue.push_first(at(due)), due)),
+                    Op::PushLast(class, due) => {
+                        let behind = line.partition_point(|(_, _, other)| *other <= class.line());
+                        line.insert(behind, (queue.push_last(class, at(due), None), due, class.line()));
+                    }
+                    Op::PushFirst(class, due) => {
+                        let behind = line.partition_point(|(_, _, other)| *other < class.line());
+                        line.insert(behind, (queue.push_first(class, at(due)), due, class.line()));
+                    }
                     Op::Expire(now) => {
                         let wakers = queue.answer_until(at(now), || Answer::TimedOut);
-                        let due = line.iter().filter(|(_, due)| *due <= now);
-                        answered.extend(due.map(|(key, _)| (*key, None)));
+                        let due = line.iter().filter(|(_, due, _)| *due <= now);
+                        answered.extend(due.map(|(key, ..)| (*key, None)));
                         let before = line.len();
-                        line.retain(|(_, due)| *due > now);
+                        line.retain(|(_, due, _)| *due > now);
                         prop_assert_eq!(wakers.len(), before - line.len());
                     }
                     Op::AnswerFirst | Op::AnswerLast => {
@@ -274,10 +306,10 @@ mod tests {
                             (line.pop_back(), queue.answer_last(Answer::Granted(next)))
                         };
                         prop_assert_eq!(whom.is_some(), told.is_ok());
-                        answered.extend(whom.map(|(key, _)| (key, Some(next))));
+                        answered.extend(whom.map(|(key, ..)| (key, Some(next))));
                     }
                     Op::Leave(at) if at < line.len() => {
-                        let (key, _) = line.remove(at).expect("at is in line");
+                        let (key, ..) = line.remove(at).expect("at is in line");
                         prop_assert!(queue.leave(key).is_none());
                     }
                     Op::Leave(_) => {
@@ -291,11 +323,14 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(queue.len(), line.len());
-                let due = line.iter().map(|(_, due)| at(*due)).min();
+                let lengths = std::array::from_fn(|class| line.iter().filter(|(_, _, other)| *other == class).count());
+                prop_assert_eq!(queue.lengths(), lengths);
+                let due = line.iter().map(|(_, due, _)| at(*due)).min();
                 prop_assert_eq!(queue.earliest.is_some(), due.is_some());
                 prop_assert!(queue.earliest <= due, "nobody is overslept");
-                prop_assert_eq!(queue.first, line.front().map(|(key, _)| *key));
-                prop_assert_eq!(queue.last, line.back().map(|(key, _)| *key));
+                let (first, last) = (line.front().map(|(key, ..)| *key), line.back().map(|(key, ..)| *key));
+                prop_assert_eq!(queue.lines.iter().find_map(|line| line.first), first);
+                prop_assert_eq!(queue.lines.iter().rev().find_map(|line| line.last), last);
             }
         }
     }

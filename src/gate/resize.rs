@@ -34,11 +34,11 @@ impl<T> Slots<T> {
         state.counts.opening -= 1;
         state.counts.in_use += 1;
         let no_dial = state.no_dial.take();
-        let (waker, surplus) = state.hand_on(item, Some(now));
+        let handed_on = state.hand_on(item, Some(now), Some(now));
         self.publish(&state);
         drop(state);
-        wake(waker);
-        drop((surplus, no_dial));
+        handed_on.finish();
+        drop(no_dial);
     }
 
     /// A dial failed. Its place may stay taken until the server has let go.

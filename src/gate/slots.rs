@@ -15,10 +15,11 @@ use parking_lot::{Mutex, MutexGuard}; // spins first: what it protects is over s
 use shuttle::sync::{Mutex, MutexGuard}; // for the interleaving tests, which decide who runs next at each lock
 
 use super::counts::{Bounds, Counts, Published};
-use super::permits::{Entry, Leave, State};
+use super::permits::{Entry, HandedOn, Leave, State};
 use super::queue::{Answer, Key};
+use crate::terms::Class;
 
-/// What an acquire that may have to wait needs to know.
+/// When an acquire begins that may have to wait, and by when it must have ended.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Times {
     pub now: Instant,
@@ -43,18 +44,18 @@ impl<T> Slots<T> {
 
     /// The usual acquire: a permit at once that needs no look at the clock. Otherwise nothing has happened, and the acquire
     /// begins with [`enter`](Self::enter).
-    pub fn take(&self) -> Option<T> {
+    pub fn take(&self, class: Class) -> Option<T> {
         if self.published.idle.load(Relaxed) == 0 {
             return None;
         }
         let mut state = self.lock();
-        let item = state.take_proven()?;
+        let item = state.take_proven(class)?;
         self.publish(&state);
         Some(item)
     }
 
     /// Begins an acquire: a permit at once, or a place in the queue, where `waker` is woken with the answer.
-    pub fn enter(&self, waker: &Waker, times: Times) -> Entry<T> {
+    pub fn enter(&self, waker: &Waker, class: Class, times: Times) -> Entry<T> {
         let mut state = self.lock();
         state.counts.acquires.started += 1;
         let parked = state.parked.take();
@@ -62,7 +63,7 @@ impl<T> Slots<T> {
             // The driver rested, so nobody has looked at the clock.
             state.age(times.now);
         }
-        let entry = state.enter(waker, times.deadline);
+        let entry = state.enter(waker, class, times);
         self.publish(&state);
         drop(state);
         wake(parked);
@@ -106,18 +107,17 @@ impl<T> Slots<T> {
     }
 
     /// Ends a wait without having fetched its answer: a permit that was set aside goes to the next in line.
-    pub fn leave(&self, key: Key, why: Leave) {
+    pub fn leave(&self, key: Key, why: Leave, now: impl FnOnce() -> Instant) {
         let mut state = self.lock();
         let answer = state.queue.leave(key);
         state.count(why);
-        let (waker, surplus) = match answer {
-            Some(Answer::Granted(item)) => state.hand_on(item, None),
-            _ => (None, None),
+        let handed_on = match answer {
+            Some(Answer::Granted(item)) => Some(state.hand_on(item, None, Some(now()))),
+            _ => None,
         };
         self.publish(&state);
         drop(state);
-        wake(waker);
-        drop(surplus);
+        handed_on.map(HandedOn::finish);
     }
 
     /// Takes a grant back that never reached its caller: the permit is destroyed, the acquire ends as `why`.
@@ -132,22 +132,22 @@ impl<T> Slots<T> {
     }
 
     /// A grant whose connection turned out dead: its permit is destroyed, and the same acquire goes on with the next
-    /// free connection, or at the head of the queue until its `deadline`, or, without one, not at all.
-    pub fn reject(&self, dead: T, deadline: Option<Instant>) -> Entry<T> {
+    /// free connection, or at the head of its class until its deadline, or, where it may not wait, not at all.
+    pub fn reject(&self, dead: T, waits: Option<(Class, Instant)>) -> Entry<T> {
         let mut state = self.lock();
         state.counts.in_use -= 1;
         state.counts.acquires.granted -= 1;
         let mut pushed_out = None;
-        let entry = match (state.take_idle(), deadline) {
+        let entry = match (state.take_idle(), waits) {
             (Some(idle), _) => idle.into(),
-            (None, Some(deadline)) if !state.closed => match state.fail_if_hopeless(deadline) {
+            (None, Some((class, deadline))) if !state.closed => match state.fail_if_hopeless(deadline) {
                 Some(failed) => failed,
                 None => {
                     // Older rights go first, and the bound of the queue holds: its youngest member makes room.
                     if state.queue.len() >= state.bounds.hard_cap {
                         pushed_out = state.queue.answer_last(Answer::PushedOut).ok().flatten();
                     }
-                    Entry::Queued(state.queue.push_first(deadline))
+                    Entry::Queued(state.queue.push_first(class, deadline))
                 }
             },
             (None, _) => state.miss(),
@@ -160,8 +160,10 @@ impl<T> Slots<T> {
     }
 
     /// Gives a permit back, to the next in line if there is one. `held` is the time it was held, where that
-    /// was measured. True when it was surplus and is gone.
-    pub fn release(&self, item: T, held: Option<Duration>) -> bool {
+    /// was measured; `now` is asked when somebody waits. True when it was surplus and is gone.
+    pub fn release(&self, item: T, held: Option<Duration>, now: impl FnOnce() -> Instant) -> bool {
+        // Looked at before the lock: who joins in between is not late yet.
+        let now = (self.published.queue_depth.load(Relaxed) > 0).then(now);
         let mut state = self.lock();
         state.counts.completions += 1;
         if let Some(held) = held {
@@ -169,11 +171,10 @@ impl<T> Slots<T> {
             let nanos = state.use_time.get().map_or(0, |mean| mean.as_nanos() as u64);
             self.published.use_time.store(nanos, Relaxed);
         }
-        let (waker, surplus) = state.hand_on(item, None);
+        let handed_on = state.hand_on(item, None, now);
         self.publish(&state);
         drop(state);
-        wake(waker);
-        surplus.is_some()
+        handed_on.finish()
     }
 
     /// A holder says that its use failed.
@@ -228,6 +229,9 @@ impl<T> Slots<T> {
         let counts = state.read();
         state.counts.peak_in_use = state.counts.in_use;
         state.age(now);
+        if state.is_stalled(now) {
+            self.published.use_time.store(0, Relaxed);
+        }
         counts
     }
 
@@ -252,7 +256,11 @@ impl<T> Slots<T> {
     }
 
     pub(super) fn publish(&self, state: &State<T>) {
-        self.published.queue_depth.store(state.queue.len(), Relaxed);
+        let waiting = state.queue.len();
+        if waiting > 0 || self.published.queue_depth.load(Relaxed) > 0 {
+            self.published.set_waiting(state.queue.lengths());
+        }
+        self.published.queue_depth.store(waiting, Relaxed);
         self.published.idle.store(state.idle.len(), Relaxed);
         self.published.capacity.store(state.permits(), Relaxed);
     }

@@ -1,6 +1,16 @@
-//! Whether a request may enter: nothing is refused under the soft cap, everything at the hard cap, a ramp between.
+//! Whether a request may enter: everything is refused at the hard cap, and what could not be served in time; between the
+//! caps a ramp, the lowest class first; nothing while a connection is free.
+
+use std::time::Duration;
 
 use crate::error::ShedReason;
+
+/// The part of its time budget that a request may be expected to wait. The rest is room for what the estimate does not
+/// know: those of a higher class who come later, and service times that scatter.
+const PATIENCE: f64 = 0.8;
+
+/// The least part of the capacity that a lower class is estimated to get, so that its wait is never infinite.
+const LEAST_PART: f64 = 0.05;
 
 /// The bounds of the queue, in waiters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,21 +30,76 @@ pub(crate) struct Occupancy {
     pub capacity: usize,
 }
 
-/// Admits (`None`) or says why not. `draw` is uniform in `[0, 1)`.
+impl Occupancy {
+    /// A connection is free, or fewer wait than there are connections: refusing now would starve a free server.
+    pub fn is_free(self) -> bool {
+        self.idle > 0 || self.queue_depth < self.capacity
+    }
+}
+
+/// What a request is measured by when nothing is free.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Claim {
+    /// Waiters who are served before it.
+    pub ahead: usize,
+    /// Time until its deadline.
+    pub budget: Duration,
+    /// How long a connection is usually held; `None` without a fresh measurement.
+    pub use_time: Option<Duration>,
+    /// Connections per second that higher classes take.
+    pub taken: f64,
+    /// The part of the arrivals that is of lower classes,
+    pub lower: f64,
+    /// and the part that is of its own; both together at most 1.
+    pub same: f64,
+    /// Uniform in `[0, 1)`.
+    pub draw: f64,
+}
+
+/// Admits (`None`) or says why not.
 ///
-/// Between the caps a request is refused with probability (q − soft) ÷ (hard − soft), as in random early detection
-/// (Floyd and Jacobson, 1993). A free connection, or fewer waiters than connections, always admits under the hard cap:
-/// a server that could work is never starved.
-pub(crate) fn admit(seen: Occupancy, caps: Caps, draw: f64) -> Option<ShedReason> {
+/// With C = connections ÷ use time (completions per second, less what higher classes take) and B = budget − use time, the
+/// wait to be expected is (ahead + 1) ÷ C, and it may be 0.8 × B. The caps bind in time as well as in counts: for those
+/// ahead, hard = min(`hard_cap`, C × B), soft = min(`soft_cap`, hard ÷ 2). Between soft and hard the part
+/// r = (q − soft) ÷ (hard − soft) of the arrivals is refused (random early detection, Floyd and Jacobson, 1993), the lowest
+/// class first. Without a measurement only the counts bind: a stalled pool must be able to notice that it is well again.
+pub(crate) fn admit(seen: Occupancy, caps: Caps, claim: &Claim) -> Option<ShedReason> {
     let depth = seen.queue_depth;
     if depth >= caps.hard {
         return Some(ShedReason::HardCap);
     }
-    if depth <= caps.soft || seen.idle > 0 || depth < seen.capacity {
+    if seen.is_free() {
         return None;
     }
-    let refuse = (depth - caps.soft) as f64 / (caps.hard - caps.soft) as f64;
-    (draw < refuse).then_some(ShedReason::SoftCap)
+    let mut refuse = ramp(depth as f64, caps.soft as f64, caps.hard as f64);
+    if let Some((rate, left)) = claim.service(seen.capacity) {
+        if (claim.ahead + 1) as f64 > PATIENCE * left * rate {
+            return Some(ShedReason::EstimatedWait);
+        }
+        let hard = (rate * left).max(seen.capacity as f64).min(caps.hard as f64);
+        let soft = (hard / 2.0).min(caps.soft as f64);
+        refuse = refuse.max(ramp(claim.ahead as f64, soft, hard));
+    }
+    // Of its own class the part that the lower classes do not make up already.
+    let refuse = (refuse - claim.lower) / claim.same;
+    (claim.draw < refuse).then_some(ShedReason::SoftCap)
+}
+
+fn ramp(depth: f64, soft: f64, hard: f64) -> f64 {
+    if depth <= soft { 0.0 } else { (depth - soft) / (hard - soft) }
+}
+
+impl Claim {
+    /// The completions per second it can count on, and the seconds that are left for waiting.
+    fn service(&self, capacity: usize) -> Option<(f64, f64)> {
+        let use_time = self.use_time?.as_secs_f64();
+        if capacity == 0 || use_time <= 0.0 {
+            return None;
+        }
+        let all = capacity as f64 / use_time;
+        let rate = (all - self.taken).max(LEAST_PART * all);
+        Some((rate, (self.budget.as_secs_f64() - use_time).max(0.0)))
+    }
 }
 
 #[cfg(test)]
@@ -46,6 +111,12 @@ mod tests {
 
     fn waiting(queue_depth: usize) -> Occupancy {
         Occupancy { queue_depth, idle: 0, capacity: 10 }
+    }
+
+    /// Of the only class there is, with nothing measured yet.
+    fn claim(ahead: usize, draw: f64) -> Claim {
+        let budget = Duration::from_secs(2);
+        Claim { ahead, budget, use_time: None, taken: 0.0, lower: 0.0, same: 1.0, draw }
     }
 
     #[test]
@@ -61,38 +132,151 @@ mod tests {
             (900, 0.99, Some(ShedReason::HardCap)),
         ];
         for (depth, draw, verdict) in table {
-            assert_eq!(admit(waiting(depth), CAPS, draw), verdict, "depth {depth}, draw {draw}");
+            assert_eq!(
+                admit(waiting(depth), CAPS, &claim(depth, draw)),
+                verdict,
+                "depth {depth}, draw {draw}"
+            );
         }
     }
 
     #[test]
+    fn caps_bind_in_time_where_that_is_less() {
+        // 10 connections held for 100 ms are 100 completions a second.
+        let ms = |use_time, budget| {
+            move |depth, draw| {
+                let (use_time, budget) = (Duration::from_millis(use_time), Duration::from_millis(budget));
+                let claim = Claim { use_time: Some(use_time), budget, ..claim(depth, draw) };
+                admit(waiting(depth), CAPS, &claim)
+            }
+        };
+        let slow = ms(100, 600); // 500 ms are left: hard at 50, soft at 25, and 40 fit into 0.8 of it
+        let table = [
+            (25, 0.0, None),
+            (30, 0.19, Some(ShedReason::SoftCap)),
+            (30, 0.21, None),
+            (39, 0.55, Some(ShedReason::SoftCap)),
+            (39, 0.57, None),
+            (40, 0.99, Some(ShedReason::EstimatedWait)),
+        ];
+        for (depth, draw, verdict) in table {
+            assert_eq!(slow(depth, draw), verdict, "depth {depth}, draw {draw}");
+        }
+        let late = ms(100, 50); // less than it takes to serve: only where fewer wait than there are connections
+        assert_eq!((late(9, 0.0), late(10, 0.99)), (None, Some(ShedReason::EstimatedWait)));
+        let quick = ms(6, 2_000); // 3,300 would fit: the counts bind
+        assert_eq!((quick(100, 0.0), quick(150, 0.51)), (None, None));
+        assert_eq!(quick(150, 0.49), Some(ShedReason::SoftCap));
+    }
+
+    #[test]
+    fn the_lowest_class_is_refused_first() {
+        // Half of the arrivals are of the lower class, half of the higher.
+        let low = |draw| Claim { lower: 0.0, same: 0.5, ..claim(150, draw) };
+        let high = |draw| Claim { lower: 0.5, same: 0.5, ..claim(75, draw) };
+        assert_eq!(admit(waiting(150), CAPS, &low(0.999)), Some(ShedReason::SoftCap));
+        assert_eq!(admit(waiting(150), CAPS, &high(0.0)), None);
+        // Three quarters are to be refused: all of the one, half of the other.
+        assert_eq!(admit(waiting(175), CAPS, &low(0.999)), Some(ShedReason::SoftCap));
+        assert_eq!(admit(waiting(175), CAPS, &high(0.49)), Some(ShedReason::SoftCap));
+        assert_eq!(admit(waiting(175), CAPS, &high(0.51)), None);
+    }
+
+    #[test]
+    fn what_higher_classes_take_is_not_there_for_the_lower() {
+        let use_time = Some(Duration::from_millis(100)); // 100 completions a second
+        let claim = |taken| Claim { use_time, taken, ..claim(20, 0.999) };
+        assert_eq!(admit(waiting(20), CAPS, &claim(80.0)), None); // 21 of 20 a second, 1.9 s left
+        assert_eq!(admit(waiting(20), CAPS, &claim(90.0)), Some(ShedReason::EstimatedWait));
+        assert_eq!(admit(waiting(20), CAPS, &claim(1e9)), Some(ShedReason::EstimatedWait));
+    }
+
+    #[test]
     fn equal_caps_make_a_cliff_without_dividing_by_zero() {
-        let cliff = Caps { soft: 5, hard: 5 };
-        assert_eq!(admit(waiting(4), cliff, 0.0), None);
-        assert_eq!(admit(waiting(5), cliff, 0.999), Some(ShedReason::HardCap));
+        let cliff = Caps { soft: 15, hard: 15 };
+        assert_eq!(admit(waiting(14), cliff, &claim(14, 0.0)), None);
+        assert_eq!(admit(waiting(15), cliff, &claim(15, 0.999)), Some(ShedReason::HardCap));
+    }
+
+    prop_compose! {
+        fn any_claim()(
+            ahead in 0usize..300,
+            budget in 0u64..5_000_000_000,
+            use_time in prop::option::of(0u64..10_000_000_000),
+            taken in 0.0f64..1e6,
+            lower in 0.0f64..0.9,
+            same in 0.01f64..0.1,
+            draw in 0.0f64..1.0,
+        ) -> Claim {
+            let (budget, use_time) = (Duration::from_nanos(budget), use_time.map(Duration::from_nanos));
+            Claim { ahead, budget, use_time, taken, lower, same, draw }
+        }
     }
 
     proptest! {
         #[test]
         fn a_free_server_is_never_starved_under_the_hard_cap(
-            depth in 0usize..300, idle in 0usize..50, capacity in 0usize..300, draw in 0.0f64..1.0,
+            depth in 0usize..300, idle in 0usize..50, capacity in 0usize..300, claim in any_claim(),
         ) {
             let seen = Occupancy { queue_depth: depth, idle, capacity };
-            let verdict = admit(seen, CAPS, draw);
+            let verdict = admit(seen, CAPS, &claim);
             if depth >= CAPS.hard {
                 prop_assert_eq!(verdict, Some(ShedReason::HardCap));
-            } else if idle > 0 || depth < capacity || depth <= CAPS.soft {
+            } else if idle > 0 || depth < capacity {
+                prop_assert_eq!(verdict, None);
+            }
+        }
+
+        #[test]
+        fn nothing_is_shed_under_soft_and_everything_at_hard(
+            depth in 0usize..300, soft in 0usize..150, over in 0usize..150, draw in 0.0f64..1.0,
+        ) {
+            let caps = Caps { soft, hard: (soft + over).max(1) };
+            let verdict = admit(waiting(depth), caps, &claim(depth, draw));
+            if depth >= caps.hard {
+                prop_assert_eq!(verdict, Some(ShedReason::HardCap));
+            } else if depth <= caps.soft {
                 prop_assert_eq!(verdict, None);
             }
         }
 
         #[test]
         fn refusal_is_monotone_in_depth(
-            depth in 0usize..300, more in 0usize..100, soft in 0usize..150, over in 0usize..150, draw in 0.0f64..1.0,
+            depth in 0usize..300, more in 0usize..100, soft in 0usize..150, over in 0usize..150, one in any_claim(),
         ) {
             let caps = Caps { soft, hard: (soft + over).max(1) };
-            if admit(waiting(depth), caps, draw).is_some() {
-                prop_assert!(admit(waiting(depth + more), caps, draw).is_some());
+            let deeper = Claim { ahead: one.ahead + more, ..one };
+            if admit(waiting(depth), caps, &one).is_some() {
+                prop_assert!(admit(waiting(depth + more), caps, &deeper).is_some());
+            }
+        }
+
+        #[test]
+        fn a_lower_class_is_never_better_off_than_a_higher_one(
+            depth in 0usize..300, high in any_claim(), behind in 0usize..100, taken in 0.0f64..1e3, same in 0.01f64..1.0,
+        ) {
+            let lower = high.lower * (1.0 - same);
+            // The same request in the class below: more are ahead of it, more is taken from it, fewer are below it.
+            let low = Claim {
+                ahead: high.ahead + behind,
+                taken: high.taken + taken,
+                lower: (high.lower - same).clamp(0.0, lower),
+                same: same.min(high.lower).max(0.01),
+                ..high
+            };
+            prop_assume!(low.lower + low.same <= high.lower);
+            if admit(waiting(depth), CAPS, &high).is_some() {
+                prop_assert!(admit(waiting(depth), CAPS, &low).is_some());
+            }
+        }
+
+        #[test]
+        fn a_shorter_budget_is_never_better_off(
+            depth in 0usize..300, claim in any_claim(), less in 0u64..5_000_000_000,
+        ) {
+            let shorter = Claim { budget: claim.budget.saturating_sub(Duration::from_nanos(less)), ..claim };
+            if admit(waiting(depth), CAPS, &claim).is_some() {
+                prop_assert!(admit(waiting(depth), CAPS, &shorter).is_some());
             }
         }
     }

@@ -28,6 +28,36 @@ impl MeanTime {
     }
 }
 
+/// What comes per second, forgotten exponentially: an event counts for 1 ÷ e of itself after `memory`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rate {
+    memory: f64,
+    recent: f64,
+}
+
+impl Rate {
+    /// With a memory of so many seconds.
+    pub const fn over(memory: f64) -> Self {
+        Self { memory, recent: 0.0 }
+    }
+
+    /// So many came in the last `elapsed`.
+    pub fn add(&mut self, events: u64, elapsed: Duration) {
+        let kept = (-elapsed.as_secs_f64() / self.memory).exp();
+        self.recent = self.recent * kept + events as f64;
+    }
+
+    /// Events of the last `memory` seconds, the older ones in part.
+    pub fn recent(&self) -> f64 {
+        self.recent
+    }
+
+    /// Events per second.
+    pub fn per_second(&self) -> f64 {
+        self.recent / self.memory
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,5 +80,18 @@ mod tests {
             mean.add(Duration::from_millis(24));
         }
         assert!(mean.get().unwrap() > Duration::from_millis(23));
+    }
+
+    #[test]
+    fn a_steady_rate_is_learnt_and_forgotten() {
+        let mut rate = Rate::over(1.0);
+        for _ in 0..1_000 {
+            rate.add(5, Duration::from_millis(10));
+        }
+        assert!((495.0..510.0).contains(&rate.per_second()), "{rate:?}");
+        rate.add(0, Duration::from_secs(3));
+        assert!(rate.per_second() < 30.0, "{rate:?}");
+        rate.add(0, Duration::MAX);
+        assert_eq!(rate.recent(), 0.0);
     }
 }

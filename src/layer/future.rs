@@ -2,10 +2,13 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use http::Response;
 use pin_project_lite::pin_project;
+
+use super::status::{POOL_STATUS, pool_status};
+use crate::gate::Gate;
 
 pin_project! {
     /// The response to a request. Made by [`AdaptivePoolService`](super::AdaptivePoolService).
@@ -13,6 +16,8 @@ pin_project! {
     pub struct ResponseFuture<F, B> {
         #[pin]
         kind: Kind<F, B>,
+        // Where `X-Pool-Status` is switched on.
+        status: Option<Gate>,
     }
 }
 
@@ -26,12 +31,12 @@ pin_project! {
 }
 
 impl<F, B> ResponseFuture<F, B> {
-    pub(super) fn inner(future: F) -> Self {
-        Self { kind: Kind::Inner { future } }
+    pub(super) fn inner(future: F, status: Option<Gate>) -> Self {
+        Self { kind: Kind::Inner { future }, status }
     }
 
-    pub(super) fn shed(response: Response<B>) -> Self {
-        Self { kind: Kind::Shed { response: Some(response) } }
+    pub(super) fn shed(response: Response<B>, status: Option<Gate>) -> Self {
+        Self { kind: Kind::Shed { response: Some(response) }, status }
     }
 }
 
@@ -42,13 +47,21 @@ where
     type Output = Result<Response<B>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project().kind.project() {
-            KindProj::Inner { future } => future.poll(cx),
-            // Polled again after it was ready, which no caller may do, it stays pending rather than panic.
-            KindProj::Shed { response } => {
-                response.take().map_or(Poll::Pending, |response| Poll::Ready(Ok(response)))
-            }
+        let this = self.project();
+        let mut outcome = match this.kind.project() {
+            KindProj::Inner { future } => ready!(future.poll(cx)),
+            KindProj::Shed { response } => match response.take() {
+                Some(response) => Ok(response),
+                // Polled again after it was ready, which no caller may do, it stays pending rather than panic.
+                None => return Poll::Pending,
+            },
+        };
+        if let (Some(gate), Ok(response)) = (this.status, &mut outcome)
+            && let Some(status) = pool_status(&gate.snapshot())
+        {
+            response.headers_mut().insert(POOL_STATUS, status);
         }
+        Poll::Ready(outcome)
     }
 }
 

@@ -1,32 +1,79 @@
 //! The service the layer makes.
 
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use http::{Request, Response};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, Request, Response};
 use tower_service::Service;
 
-use super::{Respond, ResponseFuture};
-use crate::gate::{Gate, Verdict};
+use super::headers::Headers;
+use super::{Classify, Respond, ResponseFuture, StatusOnly, Unclassed};
+use crate::gate::{Attempt, Gate, Verdict};
+use crate::terms::Terms;
 
 /// Asks the gate about each request and passes on what is admitted. Made by
 /// [`AdaptivePoolLayer`](super::AdaptivePoolLayer).
 #[derive(Clone, Debug)]
-pub struct AdaptivePoolService<S, R> {
+pub struct AdaptivePoolService<S, R = StatusOnly, C = Unclassed> {
     inner: S,
-    gate: Gate,
-    responder: R,
+    asking: Asking<R, C>,
 }
 
-impl<S, R> AdaptivePoolService<S, R> {
-    pub(super) fn new(inner: S, gate: Gate, responder: R) -> Self {
-        Self { inner, gate, responder }
+/// How a layer and its services ask, and answer.
+#[derive(Clone)]
+pub(super) struct Asking<R, C> {
+    pub gate: Gate,
+    pub responder: R,
+    pub classifier: C,
+    /// Shared, and only there where headers are looked at: a service may be cloned for each request.
+    pub headers: Option<Arc<Headers>>,
+    pub pool_status: bool,
+}
+
+impl<S, R, C> AdaptivePoolService<S, R, C> {
+    pub(super) fn new(inner: S, asking: Asking<R, C>) -> Self {
+        Self { inner, asking }
     }
 }
 
-impl<S, R, B, Body> Service<Request<B>> for AdaptivePoolService<S, R>
+impl<R, C> Asking<R, C> {
+    /// A request's class and deadline, from its extensions, its headers and the classifier. What was found out is put into
+    /// its extensions, for those who acquire for it.
+    fn terms<B>(&self, request: &mut Request<B>) -> (Terms, Option<Attempt>)
+    where
+        C: Classify<B>,
+    {
+        let given = Terms::of(request.extensions());
+        let mut terms = given;
+        if let Some(class) = self.classifier.classify(request) {
+            terms.class = class;
+        }
+        let mut attempt = None;
+        if let Some(headers) = &self.headers {
+            terms = terms.until(headers.deadline(request.headers()));
+            attempt = headers.attempt(request.headers());
+            if attempt == Some(Attempt::Retry) {
+                terms.class = terms.class.lowered();
+            }
+        }
+        if terms != given {
+            request.extensions_mut().insert(terms);
+        }
+        (terms, attempt)
+    }
+}
+
+/// As gRPC over HTTP/2 tells its calls from other requests.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+impl<S, R, C, B, Body> Service<Request<B>> for AdaptivePoolService<S, R, C>
 where
     S: Service<Request<B>, Response = Response<Body>>,
     R: Respond<Body>,
+    C: Classify<B>,
 {
     type Response = Response<Body>;
     type Error = S::Error;
@@ -37,14 +84,30 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        match self.gate.admit() {
-            Verdict::Admit => ResponseFuture::inner(self.inner.call(request)),
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let asking = &self.asking;
+        let (terms, attempt) = asking.terms(&mut request);
+        let status = asking.pool_status.then(|| asking.gate.clone());
+        match asking.gate.decide(terms, attempt) {
+            Verdict::Admit => ResponseFuture::inner(self.inner.call(request), status),
             Verdict::Shed(shed) => {
-                let mut response = self.responder.respond(&shed);
+                let responder = &asking.responder;
+                let mut response = match is_grpc(request.headers()) {
+                    true => responder.respond_grpc(&shed),
+                    false => responder.respond(&shed),
+                };
                 response.extensions_mut().insert(shed);
-                ResponseFuture::shed(response)
+                ResponseFuture::shed(response, status)
             }
         }
+    }
+}
+
+impl<R, C> std::fmt::Debug for Asking<R, C> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Asking")
+            .field("gate", &self.gate)
+            .field("headers", &self.headers)
+            .finish_non_exhaustive()
     }
 }

@@ -152,10 +152,11 @@ impl Counters {
 
     /// Every series exists from the start: a counter that is born at 40 never fires an `increase()` alert.
     fn start_at_zero(&self) {
-        for reason in [ShedReason::SoftCap, ShedReason::HardCap, ShedReason::Draining] {
+        use ShedReason::{Draining, EstimatedWait, Expired, HardCap, NoneIdle, RetryBudget, SoftCap};
+        for reason in [SoftCap, HardCap, EstimatedWait, Expired, RetryBudget, Draining] {
             self.shed(0, reason, ShedBy::Layer);
         }
-        for reason in [ShedReason::HardCap, ShedReason::NoneIdle] {
+        for reason in [HardCap, NoneIdle] {
             self.shed(0, reason, ShedBy::Gate);
         }
         self.scaled(0, true);

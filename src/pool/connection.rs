@@ -12,6 +12,7 @@ use crate::backend::{Backend, ConnectionState};
 #[cfg(feature = "postgres")]
 use crate::gate::Gate;
 use crate::gate::holds::At;
+use crate::terms::{Deadline, Terms};
 
 /// The longest a connection may take to be settled before it is discarded instead.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -23,16 +24,19 @@ pub struct Connection<B: Backend> {
     item: Option<Item<B>>,
     /// Where the hold is measured.
     since: Option<Instant>,
+    /// The request's, which bounds its queries.
+    #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "only PostgreSQL has queries"))]
+    deadline: Option<Deadline>,
     /// Told to have failed.
     failed: bool,
     pool: Arc<Inner<B>>,
 }
 
 impl<B: Backend> Connection<B> {
-    pub(super) fn new(mut item: Item<B>, pool: &Arc<Inner<B>>, at: At) -> Self {
+    pub(super) fn new(mut item: Item<B>, pool: &Arc<Inner<B>>, terms: Terms, at: At) -> Self {
         item.holder.begin(&pool.gate.holds().clock, at);
         let since = pool.slots.measure(Instant::now);
-        Self { item: Some(item), since, failed: false, pool: pool.clone() }
+        Self { item: Some(item), since, deadline: terms.deadline, failed: false, pool: pool.clone() }
     }
 
     /// Tells the controller, in its next [`Sample`](crate::Sample), that this use failed: a time-out or an error that
@@ -43,6 +47,11 @@ impl<B: Backend> Connection<B> {
         if !std::mem::replace(&mut self.failed, true) {
             self.pool.slots.failed();
         }
+    }
+
+    #[cfg(feature = "postgres")]
+    pub(crate) fn deadline(&self) -> Option<Deadline> {
+        self.deadline
     }
 
     #[cfg(feature = "postgres")]
@@ -99,7 +108,7 @@ impl<B: Backend> Inner<B> {
         if self.lifetime.used_up(&mut item, &self.gate.holds().clock) {
             return self.discard(item);
         }
-        if self.slots.release(item, since.map(|since| since.elapsed())) {
+        if self.slots.release(item, since.map(|since| since.elapsed()), || Instant::now().into_std()) {
             self.reconcile();
         }
     }

@@ -11,10 +11,10 @@ use super::Inner;
 use crate::backend::{Backend, Place, Refusal};
 use crate::config::Settings;
 use crate::error::SharedError;
-use crate::gate::after;
 use crate::gate::counts::Counts;
 use crate::law::{Decision, Reason};
 use crate::observe::Event;
+use crate::terms::after;
 
 /// The first pause after a failed dial; it doubles with each further failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);

@@ -11,6 +11,7 @@ use std::sync::{Arc, Weak};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
+use http::Extensions;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant as Clock, timeout_at};
@@ -22,8 +23,9 @@ use crate::gate::counts::{Bounds, Counts};
 use crate::gate::holds::At;
 use crate::gate::permits::{Entry, Leave};
 use crate::gate::slots::Slots;
-use crate::gate::{Acquiring, Gate, Grant, Plant, Snapshot, Span, after, drain, start_driver, timed_out};
+use crate::gate::{Acquiring, Gate, Grant, Plant, Snapshot, Span, drain, start_driver, timed_out};
 use crate::observe::{Event, ShedBy};
+use crate::terms::{Class, Terms, after};
 
 pub use connection::Connection;
 use dial::Dialing;
@@ -90,18 +92,47 @@ impl<B: Backend> AdaptivePool<B> {
     /// [`AcquireError::Dial`] when no connection is open and none can be in time, [`AcquireError::Closed`] once drained.
     #[track_caller]
     pub fn acquire(&self) -> impl Future<Output = Result<Connection<B>, AcquireError>> + Send + use<'_, B> {
-        self.acquire_at(Location::caller())
+        self.acquire_at(Terms::default(), Location::caller())
     }
 
-    async fn acquire_at(&self, at: At) -> Result<Connection<B>, AcquireError> {
+    /// A connection for the request with these extensions: its class says where in the queue it stands, and its deadline
+    /// bounds the wait and the queries ([`Terms::of`]). Else as [`acquire`](Self::acquire).
+    ///
+    /// # Errors
+    /// As there.
+    #[track_caller]
+    pub fn acquire_for(
+        &self,
+        extensions: &Extensions,
+    ) -> impl Future<Output = Result<Connection<B>, AcquireError>> + Send + use<'_, B> {
+        self.acquire_at(Terms::of(extensions), Location::caller())
+    }
+
+    /// A connection on these terms: a [`Terms`], a [`Class`](crate::Class) or a [`Deadline`](crate::Deadline). Else as
+    /// [`acquire_for`](Self::acquire_for).
+    ///
+    /// # Errors
+    /// As there.
+    #[track_caller]
+    pub fn acquire_with<T: Into<Terms>>(
+        &self,
+        terms: T,
+    ) -> impl Future<Output = Result<Connection<B>, AcquireError>> + Send + use<'_, B, T> {
+        self.acquire_at(terms.into(), Location::caller())
+    }
+
+    async fn acquire_at(&self, terms: Terms, at: At) -> Result<Connection<B>, AcquireError> {
         let inner = &self.inner;
-        let mut taken = inner.slots.take();
+        let mut taken = match terms.deadline {
+            None => inner.slots.take(terms.class),
+            Some(_) => None, // the clock has to be looked at
+        };
         if let Some(item) =
             taken.take_if(|item| inner.backend.state(&item.connection) == ConnectionState::Ready)
         {
-            return Ok(Connection::new(item, inner, at));
+            return Ok(Connection::new(item, inner, terms, at));
         }
-        let mut acquiring = Acquiring::new(&inner.gate, &inner.slots);
+        let mut acquiring = Acquiring::new(&inner.gate, &inner.slots, terms);
         if let Some(item) = taken {
             acquiring.resume(Entry::Granted(item));
         }
@@ -114,10 +145,10 @@ impl<B: Backend> AdaptivePool<B> {
                 }
             };
             let dead = match inner.backend.state(&item.connection) {
-                ConnectionState::Ready if !unproven => return Ok(Connection::new(item, inner, at)),
+                ConnectionState::Ready if !unproven => return Ok(Connection::new(item, inner, terms, at)),
                 ConnectionState::Ready | ConnectionState::Check => {
                     match inner.check(item, acquiring.span()).await? {
-                        Ok(item) => return Ok(Connection::new(item, inner, at)),
+                        Ok(item) => return Ok(Connection::new(item, inner, terms, at)),
                         Err(dead) => dead,
                     }
                 }
@@ -140,15 +171,17 @@ impl<B: Backend> AdaptivePool<B> {
             match entry {
                 Entry::Granted(item) | Entry::Unproven(item) => match inner.backend.state(&item.connection) {
                     ConnectionState::Ready | ConnectionState::Check => {
-                        return Ok(Connection::new(item, inner, at));
+                        return Ok(Connection::new(item, inner, Terms::default(), at));
                     }
                     ConnectionState::Settle | ConnectionState::Dead => entry = inner.replace(item, None),
                 },
                 Entry::Full(depth) => {
-                    let shed = inner.gate.shed(ShedReason::NoneIdle, depth, ShedBy::Gate);
+                    let shed = inner.gate.shed(ShedReason::NoneIdle, depth, Class::default(), ShedBy::Gate);
                     return Err(AcquireError::Shed(shed));
                 }
-                Entry::Queued(_) | Entry::Failed(_) | Entry::Closed => return Err(AcquireError::Closed),
+                Entry::Queued(_) | Entry::Failed(_) | Entry::TimedOut | Entry::Closed => {
+                    return Err(AcquireError::Closed);
+                }
             }
         }
     }
@@ -257,7 +290,8 @@ impl<B: Backend> Inner<B> {
 
     /// A dead connection goes, and its acquire goes on with the next one; it waits for one only if it has a span to do so.
     fn replace(&self, dead: Item<B>, span: Option<Span>) -> Entry<Item<B>> {
-        let entry = self.slots.reject(dead, span.map(|span| span.deadline().into_std()));
+        let waits = span.map(|span| (span.class, span.deadline().into_std()));
+        let entry = self.slots.reject(dead, waits);
         self.reconcile();
         entry
     }

@@ -5,19 +5,17 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_core::Stream;
 use futures_sink::Sink;
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::{Sleep, sleep_until, timeout, timeout_at};
 use tokio_postgres::{Client, CopyInSink, CopyOutStream, Error};
 
 use super::session::{Doubt, is_in_step};
-use super::track::{Running, Track};
+use super::track::{Limit, Running, Track};
 use crate::error::QueryError;
-use crate::gate::after;
 
 /// A `COPY … FROM STDIN` under way: [`send`](Self::send) what the statement's format asks for, in pieces of any size, then
 /// [`finish`](Self::finish).
@@ -30,7 +28,7 @@ pub struct CopyIn<'a> {
     sink: Pin<Box<CopyInSink<Bytes>>>,
     step: Step<'a>,
     client: &'a Client,
-    limit: Duration,
+    limit: Limit,
 }
 
 /// Until the COPY has ended and the driver is known to be in step, it is in doubt.
@@ -43,7 +41,7 @@ struct Step<'a> {
 
 impl Step<'_> {
     /// Over: by the server's error, or else by a time-out.
-    async fn fail(&mut self, error: Option<Error>, client: &Client, limit: Duration) -> QueryError {
+    async fn fail(&mut self, error: Option<Error>, client: &Client, limit: Limit) -> QueryError {
         let Some(query) = self.query.take() else { return QueryError::CopyUnfinished };
         let Some(error) = error else { return query.time_out() };
         let failed = query.end::<()>(Err(error)).err().unwrap_or(QueryError::CopyUnfinished);
@@ -52,8 +50,8 @@ impl Step<'_> {
     }
 
     /// After a COPY that was not completed: asks whether the next answer is the right one.
-    async fn prove(&mut self, client: &Client, limit: Duration) {
-        self.known = matches!(timeout(limit, is_in_step(client)).await, Ok(true));
+    async fn prove(&mut self, client: &Client, limit: Limit) {
+        self.known = matches!(timeout(limit.each, is_in_step(client)).await, Ok(true));
     }
 }
 
@@ -76,9 +74,9 @@ impl<'a> CopyIn<'a> {
         query: Running<'a, 'a>,
         begin: impl Future<Output = Result<CopyInSink<Bytes>, Error>>,
     ) -> Result<Self, QueryError> {
-        let limit = track.backend.query_timeout;
+        let limit = track.limit;
         let mut step = Step { query: Some(query), doubt: track.doubt, known: false };
-        let error = match timeout(limit, begin).await {
+        let error = match timeout_at(limit.next(), begin).await {
             Ok(Ok(sink)) => return Ok(Self { sink: Box::pin(sink), step, client, limit }),
             Ok(Err(error)) => Some(error),
             Err(_) => None,
@@ -96,7 +94,7 @@ impl<'a> CopyIn<'a> {
         if self.step.query.is_none() {
             return Err(QueryError::CopyUnfinished);
         }
-        let room = timeout(self.limit, poll_fn(|cx| self.sink.as_mut().poll_ready(cx))).await;
+        let room = timeout_at(self.limit.next(), poll_fn(|cx| self.sink.as_mut().poll_ready(cx))).await;
         let Some(query) = self.step.query.take() else { return Err(QueryError::CopyUnfinished) };
         let sent = match room {
             Ok(room) => room.and_then(|()| self.sink.as_mut().start_send(data)),
@@ -118,7 +116,7 @@ impl<'a> CopyIn<'a> {
         if self.step.query.is_none() {
             return Err(QueryError::CopyUnfinished);
         }
-        let completed = timeout(self.limit, complete(self.sink.as_mut())).await;
+        let completed = timeout_at(self.limit.next(), complete(self.sink.as_mut())).await;
         let error = match completed {
             Ok(Ok(rows)) => {
                 self.step.known = true;
@@ -182,15 +180,15 @@ pin_project! {
         query: Option<Running<'a, 'a>>,
         // Messages to come after the data; 0 before their end.
         to_come: u8,
-        limit: Duration,
+        limit: Limit,
         #[pin]
         timer: Sleep,
     }
 }
 
 impl<'a> CopyOut<'a> {
-    pub(super) fn new(stream: CopyOutStream, query: Running<'a, 'a>, limit: Duration) -> Self {
-        Self { stream, query: Some(query), to_come: 0, limit, timer: sleep(limit) }
+    pub(super) fn new(stream: CopyOutStream, query: Running<'a, 'a>, limit: Limit) -> Self {
+        Self { stream, query: Some(query), to_come: 0, limit, timer: sleep_until(limit.next()) }
     }
 }
 
@@ -206,7 +204,7 @@ impl Stream for CopyOut<'_> {
             };
             match next {
                 Some(Ok(data)) => {
-                    this.timer.reset(after(Instant::now(), *this.limit));
+                    this.timer.reset(this.limit.next());
                     return Poll::Ready(Some(Ok(data)));
                 }
                 None => *this.to_come = AFTER_THE_DATA,

@@ -1,11 +1,11 @@
 //! What is asked of a connection: the queries, and its transactions.
 
-use tokio::time::timeout;
+use tokio::time::timeout_at;
 use tokio_postgres::types::{BorrowToSql, ToSql};
 use tokio_postgres::{Client, Row, Statement};
 
 use super::session::Session;
-use super::track::Track;
+use super::track::{Limit, Track};
 use super::{CopyIn, CopyOut, Postgres, Rows, Sql, Transaction};
 use crate::error::QueryError;
 use crate::pool::Connection;
@@ -62,8 +62,8 @@ macro_rules! queries {
             I::IntoIter: ExactSizeIterator,
         {
             let running = self.track().begin(sql.text())?;
-            let limit = self.track().backend.query_timeout;
-            match timeout(limit, self.client().query_raw(sql, params)).await {
+            let limit = self.track().limit;
+            match timeout_at(limit.next(), self.client().query_raw(sql, params)).await {
                 Ok(Ok(rows)) => Ok(Rows::new(rows, running, limit)),
                 Ok(Err(error)) => running.end(Err(error)),
                 Err(_) => Err(running.time_out()),
@@ -91,8 +91,8 @@ macro_rules! queries {
         /// limit over the whole, see [`Postgres::query_timeout`](crate::Postgres::query_timeout).
         pub async fn copy_out<'c, S: Sql + ?Sized>(&'c self, sql: &'c S) -> Result<CopyOut<'c>, QueryError> {
             let running = self.track().begin(sql.text())?;
-            let limit = self.track().backend.query_timeout;
-            match timeout(limit, self.client().copy_out(sql)).await {
+            let limit = self.track().limit;
+            match timeout_at(limit.next(), self.client().copy_out(sql)).await {
                 Ok(Ok(data)) => Ok(CopyOut::new(data, running, limit)),
                 Ok(Err(error)) => running.end(Err(error)),
                 Err(_) => Err(running.time_out()),
@@ -141,8 +141,10 @@ impl Connection<Postgres> {
     /// # Errors
     /// As [`query`](Self::query).
     pub async fn transaction(&mut self) -> Result<Transaction<'_>, QueryError> {
+        let deadline = self.deadline();
         let (session, gate, backend) = self.parts();
-        let track = Track { gate, backend, doubt: &session.doubt, status: &session.status };
+        let limit = Limit { each: backend.query_timeout, until: deadline };
+        let track = Track { gate, backend, doubt: &session.doubt, status: &session.status, limit };
         let inner = track.run(Some("BEGIN"), session.client.transaction()).await?;
         Ok(Transaction::new(inner, track))
     }
@@ -209,6 +211,7 @@ impl Connection<Postgres> {
 
     fn track(&self) -> Track<'_> {
         let Session { doubt, status, .. } = self.session();
-        Track { gate: self.gate(), backend: self.backend(), doubt, status }
+        let limit = Limit { each: self.backend().query_timeout, until: self.deadline() };
+        Track { gate: self.gate(), backend: self.backend(), doubt, status, limit }
     }
 }

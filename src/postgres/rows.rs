@@ -4,16 +4,14 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use futures_core::Stream;
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Sleep, sleep_until};
 use tokio_postgres::{Row, RowStream};
 
-use super::track::Running;
+use super::track::{Limit, Running};
 use crate::error::QueryError;
-use crate::gate::after;
 
 pin_project! {
     /// The rows of a query as they come: a [`Stream`].
@@ -26,15 +24,15 @@ pin_project! {
         stream: RowStream,
         // `None` once the query has ended.
         query: Option<Running<'a, 'a>>,
-        limit: Duration,
+        limit: Limit,
         #[pin]
         timer: Sleep,
     }
 }
 
 impl<'a> Rows<'a> {
-    pub(super) fn new(rows: RowStream, running: Running<'a, 'a>, limit: Duration) -> Self {
-        Self { stream: rows, query: Some(running), limit, timer: sleep(limit) }
+    pub(super) fn new(rows: RowStream, running: Running<'a, 'a>, limit: Limit) -> Self {
+        Self { stream: rows, query: Some(running), limit, timer: sleep_until(limit.next()) }
     }
 }
 
@@ -49,7 +47,7 @@ impl Stream for Rows<'_> {
         if let Poll::Ready(next) = this.stream.poll_next(cx) {
             return Poll::Ready(match next {
                 Some(Ok(row)) => {
-                    this.timer.reset(after(Instant::now(), *this.limit));
+                    this.timer.reset(this.limit.next());
                     Some(Ok(row))
                 }
                 Some(Err(error)) => {

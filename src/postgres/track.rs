@@ -2,8 +2,9 @@
 
 use std::future::Future;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
 use super::Postgres;
 use super::session::Doubt;
@@ -12,6 +13,26 @@ use crate::error::QueryError;
 use crate::gate::Gate;
 use crate::gate::ledger::QueryEnd;
 use crate::observe::Event;
+use crate::terms::{Deadline, after};
+
+/// How long a query may take: `query_timeout` for each step of it, and all together until its request's deadline.
+#[derive(Clone, Copy)]
+pub(super) struct Limit {
+    pub each: Duration,
+    pub until: Option<Deadline>,
+}
+
+impl Limit {
+    /// By when the step that begins now must have ended.
+    pub fn next(self) -> Instant {
+        let next = after(Instant::now(), self.each);
+        self.until.map_or(next, |until| next.min(until.instant()))
+    }
+
+    fn has_passed(self) -> bool {
+        self.until.is_some_and(|until| until.remaining().is_zero())
+    }
+}
 
 /// What tracking a query needs: where it is counted, how long it may take, and whose doubt it is until it has ended.
 #[derive(Clone, Copy)]
@@ -20,10 +41,16 @@ pub(super) struct Track<'a> {
     pub backend: &'a Postgres,
     pub doubt: &'a Doubt,
     pub status: &'a Status,
+    pub limit: Limit,
 }
 
 impl<'a> Track<'a> {
-    /// Runs one query to its end under `query_timeout`.
+    /// Without the request's deadline: for what must be brought to its end once it has begun.
+    pub fn to_the_end(self) -> Self {
+        Self { limit: Limit { until: None, ..self.limit }, ..self }
+    }
+
+    /// Runs one query to its end under its limit.
     pub async fn run<T>(
         self,
         text: Option<&str>,
@@ -32,7 +59,7 @@ impl<'a> Track<'a> {
         self.finish(self.begin(text)?, query).await
     }
 
-    /// Prepares a statement under `query_timeout`. Only a failure counts as a query: a request whose statement is
+    /// Prepares a statement under the same limit. Only a failure counts as a query: a request whose statement is
     /// cached has sent nothing, and one whose statement is not has yet to send its query.
     pub async fn prepare<T>(
         self,
@@ -45,6 +72,9 @@ impl<'a> Track<'a> {
     pub fn begin<'t>(self, text: Option<&'t str>) -> Result<Running<'a, 't>, QueryError> {
         let running = self.watch(text, false)?;
         self.gate.queries().started();
+        if self.limit.has_passed() {
+            return Err(running.not_begun());
+        }
         Ok(running)
     }
 
@@ -55,12 +85,12 @@ impl<'a> Track<'a> {
         Ok(Running { track: self, text, started: Instant::now(), preparing, ended: false })
     }
 
-    async fn finish<T>(
+    pub async fn finish<T>(
         self,
         running: Running<'_, '_>,
         query: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, QueryError> {
-        match timeout(self.backend.query_timeout, query).await {
+        match timeout_at(self.limit.next(), query).await {
             Ok(outcome) => running.end(outcome),
             Err(_) => Err(running.time_out()),
         }
@@ -97,10 +127,15 @@ impl Running<'_, '_> {
         outcome
     }
 
-    pub fn time_out(mut self) -> QueryError {
+    pub fn time_out(self) -> QueryError {
         self.track.doubt.running.store(true, Relaxed);
+        self.not_begun()
+    }
+
+    /// The deadline has passed before anything was sent.
+    fn not_begun(mut self) -> QueryError {
         self.ended(QueryEnd::TimedOut);
-        let error = QueryError::Timeout(self.track.backend.query_timeout);
+        let error = QueryError::Timeout(self.started.elapsed());
         self.tell(error.code());
         error
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use tokio::time::timeout;
+use tokio::time::timeout_at;
 use tokio_postgres::types::{BorrowToSql, ToSql};
 use tokio_postgres::{Client, Row, Statement};
 
@@ -44,13 +44,15 @@ impl<'a> Transaction<'a> {
         if self.track.doubt.has_failures() {
             // Only the end of the failed statement's answer tells whether the transaction failed with it.
             let fence = self.inner.client().check_connection();
-            self.track.run(Some("SYNC"), fence).await?;
+            self.track.to_the_end().run(Some("SYNC"), fence).await?;
             if self.track.status.is_failed() {
                 self.rollback().await?;
                 return Err(QueryError::RolledBack);
             }
         }
-        self.track.run(Some("COMMIT"), self.inner.commit()).await
+        // A deadline that has passed is the last word before COMMIT; once that is sent, its answer is waited for.
+        let commit = self.track.begin(Some("COMMIT"))?;
+        self.track.to_the_end().finish(commit, self.inner.commit()).await
     }
 
     /// Undoes it, and waits for that.
@@ -58,7 +60,7 @@ impl<'a> Transaction<'a> {
     /// # Errors
     /// As [`query`](Self::query).
     pub async fn rollback(self) -> Result<(), QueryError> {
-        self.track.run(Some("ROLLBACK"), self.inner.rollback()).await
+        self.track.to_the_end().run(Some("ROLLBACK"), self.inner.rollback()).await
     }
 
     fn client(&self) -> &tokio_postgres::Transaction<'a> {
