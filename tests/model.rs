@@ -11,18 +11,20 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use support::sim::Sim;
-use tokio::time::{advance, timeout};
+use tokio::time::{Instant, advance, timeout};
 use tower_adaptive_pool::{
-    AcquireError, Acquires, AdaptivePool, Connection, ConnectionState, QueueDepth, Snapshot, Verdict,
+    AcquireError, Acquires, AdaptivePool, Class, Connection, ConnectionState, Deadline, QueueDepth, Snapshot,
+    Terms, Verdict,
 };
 
 /// The widest bounds a sequence may set.
 const MOST: usize = 8;
 const HARD_CAP: usize = 5;
+const ACQUIRE_TIMEOUT: Duration = Duration::from_millis(400);
 
 #[derive(Clone, Debug)]
 enum Op {
-    Acquire,
+    Acquire(Class, Option<u64>),
     TryAcquire,
     /// Polls every wait, as an executor would those that were woken.
     PollAll,
@@ -35,7 +37,7 @@ enum Op {
     /// Soft and hard cap of the queue.
     SetCaps(usize, usize),
     /// A request at the layer.
-    Admit,
+    Admit(Class, Option<u64>),
     /// The use of a connection fails.
     Fail(usize),
     /// Once begun it cannot be taken back.
@@ -51,8 +53,14 @@ fn op() -> impl Strategy<Value = Op> {
         Just(ConnectionState::Settle),
         Just(ConnectionState::Dead)
     ];
+    let class = || {
+        use Class::{Background, Critical, Exempt, High, Low};
+        prop::sample::select(vec![Exempt, Critical, High, High, Low, Background])
+    };
+    // Of a request of its own: passed already, shorter than the pool's, or longer.
+    let deadline = || prop::option::weighted(0.3, prop_oneof![Just(0u64), 1..400u64, Just(10_000)]);
     prop_oneof![
-        6 => Just(Op::Acquire),
+        6 => (class(), deadline()).prop_map(|(class, deadline)| Op::Acquire(class, deadline)),
         2 => Just(Op::TryAcquire),
         4 => Just(Op::PollAll),
         2 => (0..MOST).prop_map(Op::CancelWait),
@@ -61,7 +69,7 @@ fn op() -> impl Strategy<Value = Op> {
         5 => prop_oneof![1u64..20, 50u64..700].prop_map(Op::Advance),
         1 => (1..=MOST, 0..MOST).prop_map(|(min, more)| Op::Resize(min, (min + more).min(MOST))),
         1 => (0..=MOST, 1..=MOST).prop_map(|(soft, hard)| Op::SetCaps(soft.min(hard), hard)),
-        2 => Just(Op::Admit),
+        2 => (class(), deadline()).prop_map(|(class, deadline)| Op::Admit(class, deadline)),
         1 => (0..MOST).prop_map(Op::Fail),
         1 => any::<bool>().prop_map(Op::ServerDown),
         1 => (0u64..300).prop_map(Op::Linger),
@@ -80,7 +88,17 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
     })
 }
 
-type Wait = Pin<Box<dyn Future<Output = Result<Connection<Sim>, AcquireError>>>>;
+fn terms(class: Class, deadline: Option<u64>) -> Terms {
+    Terms { class, deadline: deadline.map(Duration::from_millis).map(Deadline::within) }
+}
+
+/// An acquire, and when it must have ended.
+struct Wait {
+    acquire: Pin<Box<dyn Future<Output = Result<Connection<Sim>, AcquireError>>>>,
+    until: Instant,
+    /// When it was first polled after that, and went on: from a check to its place in the queue, say.
+    late: Option<Instant>,
+}
 
 struct Model {
     sim: Sim,
@@ -139,7 +157,7 @@ impl Model {
             .min_size(2)
             .max_size(4)
             .hard_cap(HARD_CAP)
-            .acquire_timeout(Duration::from_millis(400))
+            .acquire_timeout(ACQUIRE_TIMEOUT)
             .idle_timeout(Duration::from_millis(500))
             .controller(law)
             .seed(1)
@@ -161,10 +179,12 @@ impl Model {
 
     async fn apply(&mut self, op: &Op) {
         match *op {
-            Op::Acquire => {
-                let pool = self.pool.clone();
+            Op::Acquire(class, deadline) => {
+                let (pool, terms) = (self.pool.clone(), terms(class, deadline));
                 self.told.started += 1;
-                self.waits.push(Box::pin(async move { pool.acquire().await }));
+                let longest = ACQUIRE_TIMEOUT.min(Duration::from_millis(deadline.unwrap_or(u64::MAX)));
+                let acquire = Box::pin(async move { pool.acquire_with(terms).await });
+                self.waits.push(Wait { acquire, until: Instant::now() + longest, late: None });
                 self.poll(self.waits.len() - 1);
             }
             Op::TryAcquire => {
@@ -213,7 +233,7 @@ impl Model {
                 self.pool.gate().set_caps(soft, hard).unwrap();
                 self.cap = hard.max(self.pool.snapshot().queue_depth);
             }
-            Op::Admit => self.admit(),
+            Op::Admit(class, deadline) => self.admit(class, terms(class, deadline)),
             Op::Fail(at) if at < self.held.len() => self.held[at].failed(),
             Op::Drain(deadline) => {
                 self.draining = true;
@@ -232,7 +252,15 @@ impl Model {
     }
 
     fn poll(&mut self, at: usize) {
-        if let Poll::Ready(outcome) = self.waits[at].as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        let Wait { acquire, until, late } = &mut self.waits[at];
+        let outcome = acquire.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        let now = Instant::now();
+        if outcome.is_pending() && now > *until {
+            let since = *late.get_or_insert(now);
+            // A turn of the driver, and the timers' resolution.
+            assert!(now <= since + Duration::from_millis(12), "it waits past its deadline");
+        }
+        if let Poll::Ready(outcome) = outcome {
             drop(self.waits.remove(at));
             match outcome {
                 Ok(connection) => {
@@ -245,18 +273,21 @@ impl Model {
         }
     }
 
-    fn admit(&mut self) {
+    fn admit(&mut self, class: Class, terms: Terms) {
         let seen = self.pool.snapshot();
-        match self.pool.gate().admit() {
+        let expired = terms.deadline.is_some_and(|deadline| deadline.remaining().is_zero());
+        match self.pool.gate().admit_with(terms) {
             Verdict::Admit => {
-                assert!(seen.queue_depth < seen.hard_cap && !self.draining);
+                let open = seen.queue_depth < seen.hard_cap && !self.draining && !expired;
+                assert!(open || class == Class::Exempt);
                 self.told.admitted += 1;
             }
             Verdict::Shed(shed) => {
                 self.told.refused += 1;
                 let at_cap = seen.queue_depth >= seen.hard_cap;
                 let busy = seen.idle == 0 && seen.queue_depth >= seen.in_use;
-                assert!(self.draining || at_cap || busy, "starved: {shed:?} {seen:?}");
+                assert!(self.draining || at_cap || busy || expired, "starved: {shed:?} {seen:?}");
+                assert_ne!(class, Class::Exempt);
                 assert!((1..=120).contains(&shed.retry_after.as_secs()));
             }
         }

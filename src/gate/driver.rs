@@ -43,17 +43,18 @@ async fn drive(
             Wake::Busy => ticks.reset(),
         }
         last.at_rest = false;
-        let mut due = None;
         while !last.at_rest {
+            let Some(due) = plant.upgrade().map(|plant| plant.expire(Instant::now().into_std())) else {
+                return;
+            };
             let next_tick = match due {
                 None => Ok(ticks.tick().await),
-                Some(due) => timeout_at(due, ticks.tick()).await,
+                Some(due) => timeout_at(due.into(), ticks.tick()).await,
             };
-            let Some(plant) = plant.upgrade() else { return };
-            due = plant.expire(Instant::now().into_std()).map(Instant::from_std);
             if next_tick.is_err() {
                 continue;
             }
+            let Some(plant) = plant.upgrade() else { return };
             tick(&gate, &*plant, &mut *controller, &mut last);
             if let Some(cutoff) = idle_timeout.and_then(|t| Instant::now().checked_sub(t)) {
                 close_idle(&gate, &*plant, cutoff);
