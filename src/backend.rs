@@ -35,6 +35,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Makes sure that a connection still works before it is handed out: one that says [`ConnectionState::Check`], or that
     /// was idle for longer than `check_after`. Runs inside the caller's deadline; an error costs the caller nothing but
     /// the next connection.
+    ///
+    /// It has a second, or a third of what is left until the deadline if that is less (but 100 ms). When it has not
+    /// ended by then, every other connection that was idle for longer than `check_after` is closed too.
     fn check(
         &self,
         connection: &mut Self::Connection,

@@ -27,9 +27,10 @@ use crate::backend::{Backend, ConnectionState, Place};
 /// ```
 ///
 /// - An object is recycled at every hand-out by [`acquire`](crate::AdaptivePool::acquire), a fresh one too: inside the
-///   caller's deadline, and for no longer than a second. One that cannot be recycled is discarded, as is one whose
-///   caller gave up meanwhile; the same acquire goes on with the next. A manager that refuses even what it has just
-///   made serves nobody: the pool then dials no faster than while the database is away.
+///   caller's deadline, and for no longer than a second, or a third of the time left if that is less (see
+///   [`Backend::check`]). One that cannot be recycled is discarded, as is one whose caller gave up meanwhile; the same
+///   acquire goes on with the next. A manager that refuses even what it has just made serves nobody: the pool then dials
+///   no faster than while the database is away.
 /// - [`try_acquire`](crate::AdaptivePool::try_acquire) never waits, so it hands out what was not recycled.
 /// - [`Manager::detach`] is called for every object that is discarded, right before its drop.
 /// - A manager cannot say when the server has let go of a connection: its place under the ceiling is free as soon as the

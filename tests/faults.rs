@@ -291,9 +291,9 @@ async fn slow_authentication_is_waited_for_within_the_deadline_and_not_beyond_it
 /// The RDS case: a middlebox drops the state of what was idle, and says nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_forgotten_by_a_middlebox_is_never_handed_out_as_good() {
-    const FORGOTTEN: usize = 2;
+    const FORGOTTEN: usize = MAX_SIZE - 1;
     const CHECK_AFTER: Duration = Duration::from_millis(50);
-    const PATIENCE: Duration = Duration::from_secs(5);
+    const PATIENCE: Duration = Duration::from_secs(2);
     let db = Db::shared().await;
     let proxy = Proxy::before(db.server.port()).await;
     let builder = db.builder(proxy.port()).min_size(FORGOTTEN).check_after(CHECK_AFTER);
@@ -310,14 +310,14 @@ async fn a_connection_forgotten_by_a_middlebox_is_never_handed_out_as_good() {
     let found = started.elapsed();
     let pid: i32 = connection.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0);
     assert!(!forgotten.contains(&pid));
-    assert!(found < PATIENCE);
+    assert!(found < PATIENCE, "one silence is waited out, not {FORGOTTEN}: {found:?}");
     drop(connection);
     for _ in 0..20 {
         let connection = pool.acquire().await.unwrap();
         connection.query_one("select 1", &[]).await.unwrap();
     }
     let peak = db.pids().await.len();
-    assert!((FORGOTTEN + 1..=MAX_SIZE).contains(&peak), "the server still counts those that are forgotten");
+    assert_eq!(peak, MAX_SIZE, "the server still counts those that are forgotten");
     assert_eq!(pool.snapshot().closing, FORGOTTEN, "and so does the pool, until it hears that they are gone");
 
     proxy.reset_forgotten();
@@ -335,9 +335,11 @@ async fn a_connection_forgotten_by_a_middlebox_is_never_handed_out_as_good() {
 /// The same when the caller has less time than a check.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pool_that_was_forgotten_keeps_nobody_past_the_deadline() {
+    const SHORT: Duration = Duration::from_millis(60);
     let db = Db::shared().await;
     let proxy = Proxy::before(db.server.port()).await;
     let builder = db.builder(proxy.port()).min_size(2).check_after(Duration::from_millis(50));
+    let builder = builder.acquire_timeout(SHORT);
     let pool = builder.build().unwrap();
     pool.ready().await.unwrap();
     eventually(SOON, async || pool.snapshot().idle == 2).await;
@@ -346,7 +348,12 @@ async fn a_pool_that_was_forgotten_keeps_nobody_past_the_deadline() {
     let started = Instant::now();
     let error = pool.acquire().await.unwrap_err();
     assert_eq!(error.code(), "pool_wait_timeout");
-    assert!(started.elapsed() < ACQUIRE_TIMEOUT * 2, "{:?}", started.elapsed());
+    assert!(started.elapsed() < ACQUIRE_TIMEOUT, "{:?}", started.elapsed());
+    eventually(SOON, async || match pool.acquire().await {
+        Ok(connection) => connection.query_one("select 1", &[]).await.is_ok(),
+        Err(_) => false,
+    })
+    .await;
     proxy.reset_forgotten();
     pool.drain(SOON).await.unwrap();
     db.no_backend_is_left().await;

@@ -750,16 +750,95 @@ async fn a_black_holed_pool_keeps_nobody_past_the_deadline() {
     let pool = open(builder(&sim, 1, 1).acquire_timeout(ms(400))).await;
     sleep(SOON).await;
     sim.go_silent();
+    sim.dial_takes(ms(10_000));
     let began = Instant::now();
     assert_eq!(pool.acquire().await.unwrap_err().code(), "pool_wait_timeout");
     assert!((ms(400)..ms(403)).contains(&began.elapsed()), "{:?}", began.elapsed());
+    assert_adds_up(&pool.snapshot().acquires);
+}
 
-    // With time to spare, the silent one is given up after a second, and a fresh one serves.
-    let pool = open(builder(&sim, 1, 1)).await;
+#[tokio::test(start_paused = true)]
+async fn a_silent_connection_is_given_up_while_there_is_time_to_open_another() {
+    for (timeout, given_up) in [(300, 100), (2_000, 667), (10_000, 1_000)] {
+        let sim = Sim::default();
+        let pool = open(builder(&sim, 1, 1).acquire_timeout(ms(timeout))).await;
+        sleep(SOON).await;
+        sim.go_silent();
+        let began = Instant::now();
+        drop(pool.acquire().await.unwrap());
+        assert!((ms(given_up)..ms(given_up + 20)).contains(&began.elapsed()), "{:?}", began.elapsed());
+        assert_adds_up(&pool.snapshot().acquires);
+    }
+}
+
+/// Connections that a middlebox has forgotten: they do not answer, and the server is not told that they were closed.
+async fn forgotten(sim: &Sim, builder: Builder<Sim>, after: Duration) -> AdaptivePool<Sim> {
+    let pool = open(builder).await;
     sleep(SOON).await;
+    sim.go_silent();
+    sim.lingers(after);
+    pool
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_forgotten_connections_cost_a_lone_caller_one_check_and_no_time_out() {
+    let sim = Sim::default();
+    let builder = builder(&sim, 10, 20).acquire_timeout(ms(2_000));
+    let pool = forgotten(&sim, builder, ms(60_000)).await;
     let began = Instant::now();
+    let held = pool.acquire().await.unwrap();
+    assert!((ms(667)..ms(690)).contains(&began.elapsed()), "{:?}", began.elapsed());
+    assert_eq!(sim.checks(), 1, "one silence tells of all");
+    assert!(held.serial >= 10, "a fresh one");
+    eventually(SOON, async || pool.snapshot().idle == 9).await;
+    let seen = pool.snapshot();
+    assert_eq!((seen.closing, seen.size, sim.open()), (10, 20, 20), "until the server has let go");
+    assert_eq!((seen.acquires.granted, seen.acquires.timed_out), (1, 0));
+    assert_adds_up(&seen.acquires);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ceiling_a_pool_of_forgotten_connections_opens_no_others_before_their_places_are_free() {
+    let sim = Sim::default();
+    let builder = builder(&sim, 10, 10).acquire_timeout(ms(2_000));
+    let pool = forgotten(&sim, builder, ms(3_000)).await;
+    assert_eq!(pool.acquire().await.unwrap_err().code(), "pool_wait_timeout");
+    assert_eq!((pool.snapshot().closing, sim.peak()), (10, 10));
+    assert!(pool.acquire().await.unwrap().serial >= 10);
+    assert_eq!((sim.checks(), sim.peak()), (1, 10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_used_during_a_check_in_vain_is_good_for_the_one_who_checked() {
+    let sim = Sim::default();
+    let pool = open(builder(&sim, 2, 4).acquire_timeout(ms(2_000))).await;
+    let held = pool.acquire().await.unwrap();
+    sleep(SOON).await;
+    sim.go_silent();
+    let (proven, acquire) = (
+        held.serial,
+        tokio::spawn({
+            let pool = pool.clone();
+            async move { pool.acquire().await.unwrap().serial }
+        }),
+    );
+    sleep(ms(300)).await;
+    drop(held);
+    assert_eq!(acquire.await.unwrap(), proven);
+    eventually(SOON, async || pool.snapshot().idle == 2).await;
+    assert_eq!((sim.checks(), sim.dials()), (1, 3), "one was silent, one was replaced");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_less_time_than_a_check_finds_out_for_the_others() {
+    let sim = Sim::default();
+    let builder = builder(&sim, 10, 20).acquire_timeout(ms(60));
+    let pool = forgotten(&sim, builder, ms(60_000)).await;
+    let began = Instant::now();
+    assert_eq!(pool.acquire().await.unwrap_err().code(), "pool_wait_timeout");
+    assert!((ms(60)..ms(63)).contains(&began.elapsed()), "{:?}", began.elapsed());
     drop(pool.acquire().await.unwrap());
-    assert!((ms(1_000)..ms(1_020)).contains(&began.elapsed()), "{:?}", began.elapsed());
+    assert_eq!(sim.checks(), 1);
     assert_adds_up(&pool.snapshot().acquires);
 }
 

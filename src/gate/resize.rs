@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use super::counts::Bounds;
-use super::permits::NoDial;
+use super::permits::{Idle, NoDial};
 use super::queue::Answer;
 use super::slots::{Slots, wake};
 use crate::error::SharedError;
@@ -117,11 +117,20 @@ impl<T> Slots<T> {
     ///
     /// `dead` runs under the lock. Should it panic, what it condemned is dropped after the lock is gone.
     pub fn close_idle_if(&self, dead: impl Fn(&T) -> bool) {
+        self.close_those(|idle| dead(&idle.item));
+    }
+
+    /// Closes what has been idle for so long that it would be checked; the target stays, so that it is replaced.
+    pub fn close_unproven(&self) {
+        self.close_those(|idle| idle.unproven);
+    }
+
+    fn close_those(&self, condemned: impl Fn(&Idle<T>) -> bool) {
         let mut closing = Vec::new();
         let mut state = self.lock();
         for _ in 0..state.idle.len() {
             let Some(idle) = state.idle.pop_front() else { break };
-            if dead(&idle.item) {
+            if condemned(&idle) {
                 closing.push(idle);
             } else {
                 state.idle.push_back(idle);

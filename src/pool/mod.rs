@@ -33,6 +33,9 @@ use lifetime::{Lifetime, Pooled};
 
 /// The longest a check may take before its connection counts as dead; a round trip takes a thousandth of it.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
+/// A check takes no more than a third of what is left until the deadline, so that there is time for a dial; but a round
+/// trip over half the world is let finish.
+const SHORTEST_CHECK_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// A pool of connections that sizes itself between `min_size` and `max_size`.
 ///
@@ -266,12 +269,19 @@ impl<B: Backend> AdaptivePool<B> {
 impl<B: Backend> Inner<B> {
     /// Checks a granted connection inside the acquire's deadline. The inner error is the dead connection; the outer
     /// one the deadline.
+    ///
+    /// Where nobody answers, a middlebox has forgotten the connection, and with it all that was idle for as long: they go
+    /// together, so that one silence is waited out and not one after the other.
     async fn check(&self, item: Item<B>, span: Span) -> Result<Result<Item<B>, Item<B>>, AcquireError> {
         let mut grant = Checking { item: Some(item), inner: self, why: Leave::Cancelled };
         let Some(item) = grant.item.as_mut() else { return Err(AcquireError::Closed) };
-        let deadline = span.deadline();
-        let patience = after(Clock::now(), CHECK_TIMEOUT);
+        let (now, deadline) = (Clock::now(), span.deadline());
+        let third = deadline.saturating_duration_since(now) / 3;
+        let patience = now + third.clamp(SHORTEST_CHECK_TIMEOUT, CHECK_TIMEOUT);
         let checked = timeout_at(deadline.min(patience), self.backend.check(&mut item.connection)).await;
+        if checked.is_err() {
+            self.slots.close_unproven();
+        }
         if checked.is_err() && deadline <= patience {
             grant.why = Leave::TimedOut;
             drop(grant);
