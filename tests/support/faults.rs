@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::thread::panicking;
 use std::time::Duration;
 
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -113,19 +114,22 @@ pub struct Stopped(Vec<i32>);
 impl Stopped {
     pub fn stop(pids: Vec<i32>) -> Self {
         let stopped = Self(pids);
-        stopped.signal("STOP");
+        assert!(stopped.signal("STOP"));
         stopped
     }
 
-    fn signal(&self, name: &str) {
+    fn signal(&self, name: &str) -> bool {
         let pids = self.0.iter().map(ToString::to_string);
-        assert!(Command::new("kill").args(["-s", name, "--"]).args(pids).status().unwrap().success());
+        let kill = Command::new("kill").args(["-s", name, "--"]).args(pids).status();
+        kill.is_ok_and(|status| status.success())
     }
 }
 
 impl Drop for Stopped {
     fn drop(&mut self) {
-        self.signal("CONT");
+        let thawed = self.signal("CONT");
+        // A panic during a panic would abort, and take the first one's message and the other tests with it.
+        assert!(thawed || panicking());
     }
 }
 
@@ -233,7 +237,7 @@ impl Trial {
         assert_eq!(queries.started, queries.ok + queries.failed + queries.timed_out + queries.cancelled);
         let refusal = format!("too many connections for role \"{}\"", self.db.role);
         assert_eq!(self.db.server.count_in_log(&refusal), 0, "{}", self.db.server.log());
-        assert!(peak <= MAX_SIZE as i64);
+        assert!((1..=MAX_SIZE as i64).contains(&peak), "the server was looked at, and counted {peak}");
         assert!(seen.longest_wait < ACQUIRE_TIMEOUT + LATE, "waited {:?}", seen.longest_wait);
         assert!(seen.longest_query < QUERY_TIMEOUT + LATE, "a query took {:?}", seen.longest_query);
         for code in seen.got.keys() {
