@@ -52,13 +52,19 @@ impl Authority {
 
     /// A server whose certificate, for this address, is signed by this authority.
     async fn server(&self) -> PostgresServer {
+        self.server_named(&Ipv4Addr::LOCALHOST.to_string()).await
+    }
+
+    /// A server at this address whose certificate is for that name. It logs whom it lets in.
+    async fn server_named(&self, name: &str) -> PostgresServer {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new([Ipv4Addr::LOCALHOST.to_string()]).unwrap();
+        let params = CertificateParams::new([name.to_owned()]).unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let setting = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let options = Options {
             settings: vec![
                 setting("ssl", "on"),
+                setting("log_connections", "on"),
                 setting("ssl_cert_file", "../server.crt"),
                 setting("ssl_key_file", "../server.key"),
             ],
@@ -88,8 +94,12 @@ impl Authority {
         let mut config: Config = server.app_url().parse().unwrap();
         let [own] = config.get_ports() else { panic!("one port") };
         if *own != port {
-            config = through(&config, port);
+            config = at(&config, "127.0.0.1", port);
         }
+        self.pool_of(config)
+    }
+
+    fn pool_of(&self, mut config: Config) -> Pool {
         // Binding: the password's exchange is tied to this very certificate, seen through our ear in the stream.
         config.ssl_mode(SslMode::Require).channel_binding(ChannelBinding::Require);
         let backend = Postgres::new(config, self.connector()).query_timeout(QUERY_TIMEOUT);
@@ -103,10 +113,10 @@ impl Authority {
     }
 }
 
-/// The same login at another port; `Config::port` would add one.
-fn through(config: &Config, port: u16) -> Config {
+/// The same login at another host and port; `Config::host` and `Config::port` would add one.
+fn at(config: &Config, host: &str, port: u16) -> Config {
     let mut other = Config::new();
-    other.host("127.0.0.1").port(port).user(config.get_user().unwrap());
+    other.host(host).port(port).user(config.get_user().unwrap());
     other.password(config.get_password().unwrap()).dbname(config.get_dbname().unwrap());
     other
 }
@@ -161,6 +171,32 @@ async fn a_certificate_of_another_authority_is_refused_and_the_error_says_so() {
     assert_eq!(why, "invalid peer certificate: UnknownIssuer");
     // The pool goes on trying: between two dials the server has let go of every one before.
     eventually(SOON, async || pool.snapshot().size == 0).await;
+}
+
+#[tokio::test]
+async fn a_certificate_for_another_host_is_refused_and_the_error_says_so() {
+    const NAME: &str = "database.test";
+    let authority = Authority::named("ours");
+    let server = authority.server_named(NAME).await;
+    let let_in = || server.count_in_log("connection authorized: user=app");
+    let pool = authority.pool(&server, server.port());
+    let refused = timeout(SOON, pool.ready()).await.unwrap().unwrap_err();
+    assert_eq!(refused.open, 0);
+    let error = refused.error.unwrap();
+    let error: &DialError = error.downcast_ref().unwrap();
+    assert!(error.to_string().contains("TLS"), "{error}");
+    let chain = successors(error.source(), |&error| error.source());
+    let why = chain.last().unwrap().to_string();
+    assert!(why.contains("certificate not valid for name \"127.0.0.1\"") && why.contains(NAME), "{why}");
+    pool.drain(SOON).await.unwrap();
+    assert_eq!((pool.snapshot().size, let_in()), (0, 0), "nobody got as far as a password");
+
+    // The same server, called by its name, is believed.
+    let mut config = at(&server.app_url().parse().unwrap(), NAME, server.port());
+    config.hostaddr(Ipv4Addr::LOCALHOST.into());
+    let pool = authority.pool_of(config);
+    pool.ready().await.unwrap();
+    assert_eq!(let_in(), 1);
 }
 
 #[tokio::test]
