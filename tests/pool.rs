@@ -434,6 +434,38 @@ async fn drain_serves_those_who_wait_and_resolves_when_the_server_has_let_go() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn drain_goes_on_when_its_future_is_dropped() {
+    let sim = Sim::default();
+    let pool = open(builder(&sim, 1, 1).acquire_timeout(SOON * 10)).await;
+    let held = pool.acquire().await.unwrap();
+    let mut waiting = Box::pin(pool.acquire());
+    assert!(poll_once(waiting.as_mut()).is_pending());
+    assert!(timeout(ms(10), pool.drain(ms(100))).await.is_err(), "dropped half-way");
+
+    assert!(matches!(pool.acquire().await, Err(AcquireError::Closed)));
+    sleep(ms(200)).await;
+    assert!(poll_once(waiting.as_mut()).is_pending(), "its deadline went with it");
+    drop(held);
+    let served = waiting.await.expect("who waited is served");
+    assert!(timeout(ms(10), pool.drain(SOON)).await.is_err(), "it is still out");
+    drop(served);
+    pool.drain(SOON).await.expect("a second call waits on");
+    assert_eq!(sim.open(), 0);
+    assert_adds_up(&pool.snapshot().acquires);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limiters_drain_goes_on_when_its_future_is_dropped() {
+    let limiter = Limiter::builder().min_size(1).max_size(1).build().unwrap();
+    let held = limiter.acquire().await.unwrap();
+    assert!(timeout(ms(10), limiter.drain(SOON)).await.is_err(), "dropped half-way");
+    assert!(matches!(limiter.acquire().await, Err(AcquireError::Closed)));
+    drop(held);
+    limiter.drain(SOON).await.expect("a second call waits on");
+    assert_eq!(limiter.gate().snapshot().size, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn drain_ends_at_its_deadline_and_answers_those_who_still_wait() {
     let sim = Sim::default();
     let pool = open(builder(&sim, 1, 1)).await;

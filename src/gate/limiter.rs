@@ -153,6 +153,9 @@ impl Limiter {
     /// Stops for good, as [`AdaptivePool::drain`](crate::AdaptivePool::drain): refuses new acquires at once, serves those
     /// who wait, and resolves when every permit has come back.
     ///
+    /// There is no way back: dropping this future half-way leaves the limiter draining, with no deadline. A second call
+    /// waits on, with its own.
+    ///
     /// # Errors
     /// After `deadline`: how many permits are still out.
     pub async fn drain(&self, deadline: Duration) -> Result<(), DrainTimeout> {

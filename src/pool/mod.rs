@@ -222,6 +222,9 @@ impl<B: Backend> AdaptivePool<B> {
     /// Stops for good: refuses new acquires at once, serves those who wait, and resolves when the server has let go of
     /// every connection.
     ///
+    /// There is no way back. Dropping this future half-way leaves the pool draining, with no deadline: new acquires are
+    /// refused, those who wait are served, connections close as they come back. A second call waits on, with its own.
+    ///
     /// # Errors
     /// After `deadline`: how many connections are still out. Those who wait are answered [`AcquireError::Closed`], and
     /// what is still held closes when it comes back.
