@@ -140,7 +140,7 @@ fn attribute<'a>(span: &'a SpanData, key: &str) -> &'a Value {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_five_metrics_exist_and_counters_start_at_zero() {
+async fn the_six_metrics_exist_and_counters_start_at_zero() {
     let telemetry = Telemetry::new();
     let _limiter = telemetry.one_permit().build().unwrap();
 
@@ -163,6 +163,7 @@ async fn the_five_metrics_exist_and_counters_start_at_zero() {
         ("db.pool.backpressure_events", metric("counter", "{event}", backpressure)),
         ("db.pool.scale_events", metric("counter", "{event}", scale)),
         ("db.pool.utilization", metric("gauge", "1", one())),
+        ("adaptive_pool.held_for_long", metric("counter", "{event}", one())),
     ];
     assert_eq!(telemetry.metrics(), expected.map(|(name, metric)| (name.to_owned(), metric)).into());
 }
@@ -219,6 +220,37 @@ async fn a_change_of_the_bounds_that_moves_the_target_is_a_scale_event() {
 
     limiter.gate().set_size(1, 4).unwrap();
     assert_eq!(telemetry.series("db.pool.scale_events"), both, "the target has not moved");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hold_past_the_bound_is_counted_once_with_a_pool_and_with_a_limiter() {
+    const BOUND: Duration = Duration::from_millis(500);
+    let held_for_long = |telemetry: &Telemetry| telemetry.series("adaptive_pool.held_for_long");
+    let telemetry = Telemetry::new();
+    let limiter = telemetry.one_permit().leak_warning_after(BOUND).build().unwrap();
+    let brief = limiter.acquire().await.unwrap();
+    sleep(BOUND * 9 / 10).await;
+    drop(brief);
+    let leaked = limiter.acquire().await.unwrap();
+    sleep(BOUND * 9 / 10).await;
+    assert_eq!(
+        held_for_long(&telemetry),
+        series([("", 0)]),
+        "not yet, and never for who gave it back in time"
+    );
+    sleep(BOUND * 10).await;
+    assert_eq!(held_for_long(&telemetry), series([("", 1)]));
+    drop(leaked);
+    let _again = limiter.acquire().await.unwrap();
+    sleep(BOUND * 2).await;
+    assert_eq!(held_for_long(&telemetry), series([("", 2)]), "once for each hold");
+
+    let telemetry = Telemetry::new();
+    let builder = AdaptivePool::builder(Sim::default()).name("orders").min_size(1).max_size(1);
+    let pool = builder.leak_warning_after(BOUND).observer(telemetry.observer()).build().unwrap();
+    let _leaked = pool.acquire().await.unwrap();
+    sleep(BOUND * 2).await;
+    assert_eq!(held_for_long(&telemetry), series([("", 1)]));
 }
 
 #[tokio::test(start_paused = true)]

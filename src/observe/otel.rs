@@ -24,6 +24,7 @@ const POOL_NAME: &str = "db.client.connection.pool.name";
 /// | `db.pool.utilization` | ObservableGauge `1` | connections held ÷ connections that serve |
 /// | `db.pool.backpressure_events` | Counter `{event}` | refusals, by `reason` and `by` |
 /// | `db.pool.scale_events` | Counter `{event}` | changes of the target, by `direction` |
+/// | `adaptive_pool.held_for_long` | Counter `{event}` | holds past `leak_warning_after`, each once |
 ///
 /// Spans are made afterwards, with the time they began, and only for what went wrong: `adaptive_pool.acquire` when an
 /// acquire timed out, and a client span when a query did. Both are children of the caller's current context. A refusal
@@ -39,6 +40,7 @@ struct Counters {
     pool: KeyValue,
     backpressure: Counter<u64>,
     scale: Counter<u64>,
+    held_for_long: Counter<u64>,
 }
 
 impl<P> Otel<P>
@@ -128,12 +130,12 @@ where
             Event::QueryTimedOut { ran, text, code, server } => {
                 self.query_span(gate, *ran, *text, code, server);
             }
+            Event::HeldForLong { .. } => counters.held_for_long(1),
             Event::SlowQuery { .. }
             | Event::WouldShed { .. }
             | Event::WouldResize { .. }
             | Event::Dialed { .. }
             | Event::DialFailed { .. }
-            | Event::HeldForLong { .. }
             | Event::WrittenOff {} => {}
         }
     }
@@ -147,6 +149,7 @@ impl Counters {
             pool,
             backpressure: counter("db.pool.backpressure_events", "Requests refused at once"),
             scale: counter("db.pool.scale_events", "Changes of the pool's target size"),
+            held_for_long: counter("adaptive_pool.held_for_long", "Holds past leak_warning_after"),
         }
     }
 
@@ -161,6 +164,7 @@ impl Counters {
         }
         self.scaled(0, true);
         self.scaled(0, false);
+        self.held_for_long(0);
     }
 
     fn shed(&self, times: u64, reason: ShedReason, by: ShedBy) {
@@ -171,6 +175,10 @@ impl Counters {
     fn scaled(&self, times: u64, grown: bool) {
         let direction = KeyValue::new("direction", if grown { "grow" } else { "shrink" });
         self.scale.add(times, &[self.pool.clone(), direction]);
+    }
+
+    fn held_for_long(&self, times: u64) {
+        self.held_for_long.add(times, std::slice::from_ref(&self.pool));
     }
 }
 
