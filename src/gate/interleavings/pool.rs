@@ -1,6 +1,4 @@
-//! In which order a few tasks come to the lock must not matter: the real [`Slots`], [`Wait`] and [`Place`] under shuttle,
-//! which decides at each lock who runs next, and finds who waits for ever. A failure prints its schedule; give it to
-//! `shuttle::replay` in place of `interleave`'s two calls.
+//! A pool as small as it can be over the real slots: what the interleaving tests drive.
 
 use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
@@ -14,35 +12,27 @@ use shuttle::future::block_on;
 use shuttle::rand::{Rng, thread_rng};
 use shuttle::thread::{JoinHandle, spawn};
 
-use super::acquire::Wait;
-use super::counts::{Bounds, Counts};
-use super::ledger::Acquires;
-use super::permits::{Entry, Leave};
-use super::queue::{Answer, Key};
-use super::slots::{Slots, Times};
 use crate::backend::{Place, PlaceOwner};
 use crate::error::SharedError;
 use crate::terms::Class;
-
-const BOUNDS: Bounds = Bounds { min_size: 1, max_size: 2, hard_cap: 2, check_after: Duration::ZERO };
-
-/// Half of the schedules are random; half are PCT's, which finds what needs a few turns in just the wrong places.
-fn interleave(test: fn()) {
-    shuttle::check_random(test, 1_000);
-    shuttle::check_pct(test, 1_000, 3);
-}
+use crate::gate::acquire::Wait;
+use crate::gate::counts::{Bounds, Counts};
+use crate::gate::ledger::Acquires;
+use crate::gate::permits::{Entry, Leave};
+use crate::gate::queue::{Answer, Key};
+use crate::gate::slots::{Slots, Times};
 
 /// Like a real one it dies when it likes, and makes room when it is dropped.
-struct Conn {
-    id: usize,
-    dead: Arc<AtomicBool>,
+pub(super) struct Conn {
+    pub id: usize,
+    pub dead: Arc<AtomicBool>,
     server: Arc<Server>,
     /// Dropped after the server has been told.
     _place: Place,
 }
 
 #[derive(Default)]
-struct Server {
+pub(super) struct Server {
     /// Shuttle's: others have their turn while a connection closes.
     open: shuttle::sync::atomic::AtomicUsize,
     most_open: AtomicUsize,
@@ -56,24 +46,24 @@ impl Drop for Conn {
 
 /// What a pool does with its slots; dials take no time. Everything but the slots is bookkeeping of the test, under std's
 /// locks and atomics: nobody's turn ends there (but for `open`).
-struct Pool {
-    slots: Slots<Conn>,
+pub(super) struct Pool {
+    pub slots: Slots<Conn>,
     server: Arc<Server>,
     /// Of every connection made, whether it is dead.
     made: Mutex<Vec<Arc<AtomicBool>>>,
     /// So many of the next dials fail.
-    failing: AtomicUsize,
+    pub failing: AtomicUsize,
     held: Mutex<BTreeSet<usize>>,
     /// The ledger as its callers would keep it.
     told: Mutex<Acquires>,
     /// The only reading of the clock: a schedule can be replayed.
-    now: Instant,
+    pub now: Instant,
     this: Weak<Self>,
 }
 
 /// Who comes for a connection.
 #[derive(Clone, Copy)]
-enum Caller {
+pub(super) enum Caller {
     /// Waits for as long as it takes: must be woken.
     Waits,
     /// Gives up after so many looks in vain.
@@ -85,7 +75,7 @@ enum Caller {
 }
 
 impl Pool {
-    fn new(bounds: Bounds, target: usize) -> Arc<Self> {
+    pub fn new(bounds: Bounds, target: usize) -> Arc<Self> {
         let pool = Arc::new_cyclic(|this| Self {
             slots: Slots::new(bounds),
             server: Arc::default(),
@@ -100,13 +90,13 @@ impl Pool {
         pool
     }
 
-    fn spawn<R: Send + 'static>(&self, task: impl FnOnce(&Self) -> R + Send + 'static) -> JoinHandle<R> {
+    pub fn spawn<R: Send + 'static>(&self, task: impl FnOnce(&Self) -> R + Send + 'static) -> JoinHandle<R> {
         let pool = self.this.upgrade().expect("a pool that is used is there");
         spawn(move || task(&pool))
     }
 
     /// The reconciliation, with its dials.
-    fn fill(&self) {
+    pub fn fill(&self) {
         while self.slots.begin_open() {
             let place = Place::new(self.this.clone());
             if self.failing.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok() {
@@ -128,13 +118,13 @@ impl Pool {
         }
     }
 
-    fn set_target(&self, target: usize) {
+    pub fn set_target(&self, target: usize) {
         self.slots.set_target(target);
         self.fill();
     }
 
     /// The server ends a connection, wherever it is.
-    fn kill(&self, id: usize) {
+    pub fn kill(&self, id: usize) {
         if let Some(dead) = self.made.lock().unwrap().get(id) {
             dead.store(true, Relaxed);
         }
@@ -142,7 +132,7 @@ impl Pool {
     }
 
     /// An acquire as the pool does it: what turns out dead is rejected, and the same acquire goes on.
-    fn acquire(&self, caller: Caller) -> Option<Conn> {
+    pub fn acquire(&self, caller: Caller) -> Option<Conn> {
         self.tell(|told| told.started += 1);
         let may_wait = !matches!(caller, Caller::Tries);
         // Before or after what `no_dial_before` says, and never past already.
@@ -206,7 +196,7 @@ impl Pool {
         }
     }
 
-    fn give_back(&self, conn: Conn) {
+    pub fn give_back(&self, conn: Conn) {
         self.held.lock().unwrap().remove(&conn.id);
         if conn.dead.load(Relaxed) {
             self.slots.retire(conn);
@@ -217,7 +207,7 @@ impl Pool {
     }
 
     /// Acquires, looks around, gives back. True when there was something to give back.
-    fn call(&self, caller: Caller) -> bool {
+    pub fn call(&self, caller: Caller) -> bool {
         let conn = self.acquire(caller);
         self.look();
         conn.map(|conn| self.give_back(conn)).is_some()
@@ -240,7 +230,7 @@ impl Pool {
     }
 
     /// What holds at every moment.
-    fn look(&self) -> Counts {
+    pub fn look(&self) -> Counts {
         let counts = self.slots.counts();
         assert!(counts.queue_depth == 0 || counts.idle == 0, "somebody waits beside an idle one: {counts:?}");
         assert!(counts.queue_depth <= counts.hard_cap, "too many wait: {counts:?}");
@@ -249,7 +239,7 @@ impl Pool {
     }
 
     /// What holds when all are done: nothing is lost, nothing is left over, and everybody was counted once.
-    fn at_rest(&self, ceiling: usize) {
+    pub fn at_rest(&self, ceiling: usize) {
         let counts = self.look();
         assert_eq!((counts.in_use, counts.opening, counts.queue_depth), (0, 0, 0), "{counts:?}");
         let expected = if self.slots.published.draining() { 0 } else { counts.target };
@@ -274,142 +264,4 @@ impl PlaceOwner for Pool {
     }
 
     fn place_written_off(&self) {}
-}
-
-fn soon() -> Caller {
-    let why = if thread_rng().gen_bool(0.5) { Leave::Cancelled } else { Leave::TimedOut };
-    Caller::Leaves(thread_rng().gen_range(0..4), why)
-}
-
-#[test]
-fn a_granted_waiter_cancelled_while_the_target_shrinks_and_its_connection_dies_loses_nothing() {
-    interleave(|| {
-        let pool = Pool::new(BOUNDS, 2);
-        let [dying, other] = [Caller::Tries; 2].map(|caller| pool.acquire(caller).expect("two are idle"));
-        let dies = dying.id;
-        let leaving = pool.spawn(|pool| pool.call(soon()));
-        let waiting = pool.spawn(|pool| pool.call(Caller::Waits));
-        let server = pool.spawn(move |pool| pool.kill(dies));
-        pool.give_back(dying);
-        pool.set_target(1);
-        pool.give_back(other);
-        let counts = pool.look();
-        assert!(counts.in_use + counts.idle <= 1, "what came back since is surplus: {counts:?}");
-        leaving.join().unwrap();
-        server.join().unwrap();
-        assert!(waiting.join().unwrap(), "who stays is served");
-        pool.at_rest(2);
-    });
-}
-
-#[test]
-fn a_dead_grant_goes_back_to_the_head_of_a_full_queue_and_nobody_is_forgotten() {
-    interleave(|| {
-        let pool = Pool::new(Bounds { max_size: 1, hard_cap: 1, ..BOUNDS }, 1);
-        let held = pool.acquire(Caller::Tries).expect("one is idle");
-        let callers = [Caller::Waits, soon(), Caller::LeavesChecking(Leave::Cancelled)];
-        let callers = callers.map(|caller| pool.spawn(move |pool| pool.call(caller)));
-        held.dead.store(thread_rng().gen_bool(0.5), Relaxed);
-        let server = pool.spawn(|pool| [1, 2].map(|id| pool.kill(id)));
-        pool.give_back(held);
-        for caller in callers {
-            caller.join().unwrap();
-        }
-        server.join().unwrap();
-        pool.at_rest(1);
-    });
-}
-
-#[test]
-fn a_drain_serves_who_waits_though_connections_die_and_leaves_nothing_open() {
-    interleave(|| {
-        let pool = Pool::new(BOUNDS, 1);
-        let held = pool.acquire(Caller::Tries).expect("one is idle");
-        let callers = [Caller::Waits, soon()].map(|caller| pool.spawn(move |pool| pool.call(caller)));
-        let server = pool.spawn(|pool| pool.kill(0));
-        pool.slots.start_drain();
-        let to_serve = pool.look().queue_depth;
-        pool.give_back(held);
-        let served = callers.map(|caller| caller.join().unwrap());
-        server.join().unwrap();
-        assert!(to_serve < 2 || served[0], "who waited when the drain began is served");
-        pool.at_rest(2);
-    });
-}
-
-#[test]
-fn a_close_answers_everybody_whoever_comes_leaves_or_gives_back_meanwhile() {
-    interleave(|| {
-        let pool = Pool::new(BOUNDS, 2);
-        let [dying, kept] = [Caller::Tries; 2].map(|caller| pool.acquire(caller).expect("two are idle"));
-        let dies = dying.id;
-        let callers = [Caller::Waits, soon()].map(|caller| pool.spawn(move |pool| pool.call(caller)));
-        let server = pool.spawn(move |pool| {
-            pool.kill(dies);
-            pool.set_target(1);
-        });
-        pool.give_back(dying);
-        pool.slots.close();
-        for caller in callers {
-            caller.join().unwrap();
-        }
-        pool.give_back(kept);
-        server.join().unwrap();
-        pool.at_rest(2);
-    });
-}
-
-#[test]
-fn whoever_comes_wakes_the_driver() {
-    interleave(|| {
-        let pool = Pool::new(BOUNDS, 1);
-        let driver = pool.spawn(|pool| block_on(poll_fn(|cx| pool.slots.poll_busy(0, cx.waker()))));
-        let caller = [Caller::Waits, Caller::Tries, soon()][thread_rng().gen_range(0..3)];
-        pool.call(caller);
-        driver.join().unwrap();
-        pool.at_rest(2);
-    });
-}
-
-#[test]
-fn whatever_three_tasks_do_nothing_is_lost() {
-    interleave(|| {
-        let pool = Pool::new(Bounds { hard_cap: 1, ..BOUNDS }, 2);
-        let tasks = [(); 3].map(|()| pool.spawn(|pool| (0..3).for_each(|_| acquire_and_do_anything(pool))));
-        for task in tasks {
-            task.join().unwrap();
-        }
-        pool.at_rest(2);
-    });
-}
-
-fn acquire_and_do_anything(pool: &Pool) {
-    let mut draw = thread_rng();
-    let held = match draw.gen_range(0..10) {
-        0..4 => pool.acquire(Caller::Waits),
-        4..7 => pool.acquire(soon()),
-        7 => pool.acquire(Caller::LeavesChecking(Leave::TimedOut)),
-        8 => pool.acquire(Caller::Tries),
-        _ => None,
-    };
-    match draw.gen_range(0..40) {
-        0..10 => pool.set_target(draw.gen_range(1..3)),
-        10..20 => pool.kill(draw.gen_range(0..6)),
-        20..24 => pool.failing.store(draw.gen_range(1..3), Relaxed),
-        24..30 => {
-            let max_size = draw.gen_range(1..3);
-            pool.slots.set_bounds(Bounds { max_size, ..pool.slots.bounds() });
-            pool.fill();
-        }
-        30..33 => drop(pool.slots.sample(pool.now)),
-        33..35 => drop(pool.slots.close_idle_since(pool.now)),
-        35 => drop(pool.slots.expire(pool.now + Duration::from_secs(thread_rng().gen_range(0..3)))),
-        36 => pool.slots.start_drain(),
-        37 => pool.slots.close(),
-        _ => {}
-    }
-    pool.look();
-    if let Some(conn) = held {
-        pool.give_back(conn);
-    }
 }

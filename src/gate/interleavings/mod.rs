@@ -1,0 +1,162 @@
+//! In which order a few tasks come to the lock must not matter: the real [`Slots`](super::slots::Slots),
+//! [`Wait`](super::acquire::Wait) and [`Place`](crate::backend::Place) under shuttle, which decides at each lock who runs
+//! next, and finds who waits for ever. A failure prints its schedule; give it to `shuttle::replay` in place of
+//! `interleave`'s two calls.
+
+mod pool;
+
+use std::future::poll_fn;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use shuttle::future::block_on;
+use shuttle::rand::{Rng, thread_rng};
+
+use super::counts::Bounds;
+use super::permits::Leave;
+use pool::{Caller, Pool};
+
+const BOUNDS: Bounds = Bounds { min_size: 1, max_size: 2, hard_cap: 2, check_after: Duration::ZERO };
+
+/// Half of the schedules are random; half are PCT's, which finds what needs a few turns in just the wrong places.
+fn interleave(test: fn()) {
+    shuttle::check_random(test, 1_000);
+    shuttle::check_pct(test, 1_000, 3);
+}
+fn soon() -> Caller {
+    let why = if thread_rng().gen_bool(0.5) { Leave::Cancelled } else { Leave::TimedOut };
+    Caller::Leaves(thread_rng().gen_range(0..4), why)
+}
+
+#[test]
+fn a_granted_waiter_cancelled_while_the_target_shrinks_and_its_connection_dies_loses_nothing() {
+    interleave(|| {
+        let pool = Pool::new(BOUNDS, 2);
+        let [dying, other] = [Caller::Tries; 2].map(|caller| pool.acquire(caller).expect("two are idle"));
+        let dies = dying.id;
+        let leaving = pool.spawn(|pool| pool.call(soon()));
+        let waiting = pool.spawn(|pool| pool.call(Caller::Waits));
+        let server = pool.spawn(move |pool| pool.kill(dies));
+        pool.give_back(dying);
+        pool.set_target(1);
+        pool.give_back(other);
+        let counts = pool.look();
+        assert!(counts.in_use + counts.idle <= 1, "what came back since is surplus: {counts:?}");
+        leaving.join().unwrap();
+        server.join().unwrap();
+        assert!(waiting.join().unwrap(), "who stays is served");
+        pool.at_rest(2);
+    });
+}
+
+#[test]
+fn a_dead_grant_goes_back_to_the_head_of_a_full_queue_and_nobody_is_forgotten() {
+    interleave(|| {
+        let pool = Pool::new(Bounds { max_size: 1, hard_cap: 1, ..BOUNDS }, 1);
+        let held = pool.acquire(Caller::Tries).expect("one is idle");
+        let callers = [Caller::Waits, soon(), Caller::LeavesChecking(Leave::Cancelled)];
+        let callers = callers.map(|caller| pool.spawn(move |pool| pool.call(caller)));
+        held.dead.store(thread_rng().gen_bool(0.5), Relaxed);
+        let server = pool.spawn(|pool| [1, 2].map(|id| pool.kill(id)));
+        pool.give_back(held);
+        for caller in callers {
+            caller.join().unwrap();
+        }
+        server.join().unwrap();
+        pool.at_rest(1);
+    });
+}
+
+#[test]
+fn a_drain_serves_who_waits_though_connections_die_and_leaves_nothing_open() {
+    interleave(|| {
+        let pool = Pool::new(BOUNDS, 1);
+        let held = pool.acquire(Caller::Tries).expect("one is idle");
+        let callers = [Caller::Waits, soon()].map(|caller| pool.spawn(move |pool| pool.call(caller)));
+        let server = pool.spawn(|pool| pool.kill(0));
+        pool.slots.start_drain();
+        let to_serve = pool.look().queue_depth;
+        pool.give_back(held);
+        let served = callers.map(|caller| caller.join().unwrap());
+        server.join().unwrap();
+        assert!(to_serve < 2 || served[0], "who waited when the drain began is served");
+        pool.at_rest(2);
+    });
+}
+
+#[test]
+fn a_close_answers_everybody_whoever_comes_leaves_or_gives_back_meanwhile() {
+    interleave(|| {
+        let pool = Pool::new(BOUNDS, 2);
+        let [dying, kept] = [Caller::Tries; 2].map(|caller| pool.acquire(caller).expect("two are idle"));
+        let dies = dying.id;
+        let callers = [Caller::Waits, soon()].map(|caller| pool.spawn(move |pool| pool.call(caller)));
+        let server = pool.spawn(move |pool| {
+            pool.kill(dies);
+            pool.set_target(1);
+        });
+        pool.give_back(dying);
+        pool.slots.close();
+        for caller in callers {
+            caller.join().unwrap();
+        }
+        pool.give_back(kept);
+        server.join().unwrap();
+        pool.at_rest(2);
+    });
+}
+
+#[test]
+fn whoever_comes_wakes_the_driver() {
+    interleave(|| {
+        let pool = Pool::new(BOUNDS, 1);
+        let driver = pool.spawn(|pool| block_on(poll_fn(|cx| pool.slots.poll_busy(0, cx.waker()))));
+        let caller = [Caller::Waits, Caller::Tries, soon()][thread_rng().gen_range(0..3)];
+        pool.call(caller);
+        driver.join().unwrap();
+        pool.at_rest(2);
+    });
+}
+
+#[test]
+fn whatever_three_tasks_do_nothing_is_lost() {
+    interleave(|| {
+        let pool = Pool::new(Bounds { hard_cap: 1, ..BOUNDS }, 2);
+        let tasks = [(); 3].map(|()| pool.spawn(|pool| (0..3).for_each(|_| acquire_and_do_anything(pool))));
+        for task in tasks {
+            task.join().unwrap();
+        }
+        pool.at_rest(2);
+    });
+}
+
+fn acquire_and_do_anything(pool: &Pool) {
+    let mut draw = thread_rng();
+    let held = match draw.gen_range(0..10) {
+        0..4 => pool.acquire(Caller::Waits),
+        4..7 => pool.acquire(soon()),
+        7 => pool.acquire(Caller::LeavesChecking(Leave::TimedOut)),
+        8 => pool.acquire(Caller::Tries),
+        _ => None,
+    };
+    match draw.gen_range(0..40) {
+        0..10 => pool.set_target(draw.gen_range(1..3)),
+        10..20 => pool.kill(draw.gen_range(0..6)),
+        20..24 => pool.failing.store(draw.gen_range(1..3), Relaxed),
+        24..30 => {
+            let max_size = draw.gen_range(1..3);
+            pool.slots.set_bounds(Bounds { max_size, ..pool.slots.bounds() });
+            pool.fill();
+        }
+        30..33 => drop(pool.slots.sample(pool.now)),
+        33..35 => drop(pool.slots.close_idle_since(pool.now)),
+        35 => drop(pool.slots.expire(pool.now + Duration::from_secs(thread_rng().gen_range(0..3)))),
+        36 => pool.slots.start_drain(),
+        37 => pool.slots.close(),
+        _ => {}
+    }
+    pool.look();
+    if let Some(conn) = held {
+        pool.give_back(conn);
+    }
+}
