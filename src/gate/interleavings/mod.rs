@@ -149,8 +149,9 @@ fn acquire_and_do_anything(pool: &Pool) {
             pool.fill();
         }
         30..33 => drop(pool.slots.sample(pool.now)),
-        33..35 => drop(pool.slots.close_idle_since(pool.now)),
-        35 => drop(pool.slots.expire(pool.now + Duration::from_secs(thread_rng().gen_range(0..3)))),
+        33 => drop(pool.slots.close_idle_since(pool.now)),
+        34 => pool.slots.close_unproven(),
+        35 => drop(pool.slots.expire(pool.now + Duration::from_secs(draw.gen_range(0..3)))),
         36 => pool.slots.start_drain(),
         37 => pool.slots.close(),
         _ => {}
