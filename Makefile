@@ -44,4 +44,5 @@ check: ## formatting, lints, documentation, each feature alone, the oldest compi
 		echo "cargo clippy --lib, with no feature but '$$feature'"; \
 		cargo clippy --lib --no-default-features --features "$$feature" -- -D warnings; \
 	done
+	cargo check --all-targets --no-default-features
 	scripts/check-msrv

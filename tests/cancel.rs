@@ -4,6 +4,8 @@
 //! against the ends of their queries, and the server's log tells who won.
 //! `cargo test --test cancel -- --nocapture` prints the tallies.
 
+#![cfg(feature = "postgres")]
+
 mod support;
 
 use std::{

@@ -1,5 +1,7 @@
 //! As `cancel.rs`, for what may cost its connection: COPY and the raw client, dropped wherever they wait.
 
+#![cfg(feature = "postgres")]
+
 mod support;
 
 #[path = "support/faults.rs"]

@@ -3,6 +3,8 @@
 //!
 //! `docs/RELIABILITY.md` shows the figures: `cargo test --all-features --test faults -- --nocapture` prints them.
 
+#![cfg(feature = "postgres")]
+
 mod support;
 
 #[path = "support/faults.rs"]

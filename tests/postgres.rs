@@ -1,5 +1,7 @@
 //! The pool over a real PostgreSQL, which counts connections itself: its role has `CONNECTION LIMIT` = `max_size`.
 
+#![cfg(feature = "postgres")]
+
 mod support;
 
 use std::pin::pin;

@@ -3,6 +3,8 @@
 //!
 //! `SOAK_SECONDS` is how long, `SOAK_SEED` which draws; the seed is printed.
 
+#![cfg(feature = "postgres")]
+
 mod support;
 
 #[path = "support/faults.rs"]

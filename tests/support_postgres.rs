@@ -1,5 +1,7 @@
 //! The throw-away PostgreSQL that the other tests stand on.
 
+#![cfg(feature = "postgres")]
+
 mod support;
 
 use std::{

@@ -43,6 +43,8 @@ const SHORTEST_CHECK_TIMEOUT: Duration = Duration::from_millis(100);
 /// connections close.
 ///
 /// ```no_run
+/// # #[cfg(feature = "postgres")]
+/// # mod example {
 /// use std::time::Duration;
 /// use tower_adaptive_pool::{AdaptivePool, Postgres};
 /// use tokio_postgres::NoTls;
@@ -59,6 +61,7 @@ const SHORTEST_CHECK_TIMEOUT: Duration = Duration::from_millis(100);
 /// let row = connection.query_one("select 1 + 1", &[]).await?;
 /// assert_eq!(row.get::<_, i32>(0), 2);
 /// # Ok(()) }
+/// # }
 /// ```
 pub struct AdaptivePool<B: Backend> {
     inner: Arc<Inner<B>>,
