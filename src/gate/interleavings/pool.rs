@@ -14,13 +14,13 @@ use shuttle::thread::{JoinHandle, spawn};
 
 use crate::backend::{Place, PlaceOwner};
 use crate::error::SharedError;
-use crate::terms::Class;
 use crate::gate::acquire::Wait;
 use crate::gate::counts::{Bounds, Counts};
 use crate::gate::ledger::Acquires;
 use crate::gate::permits::{Entry, Leave};
 use crate::gate::queue::{Answer, Key};
 use crate::gate::slots::{Slots, Times};
+use crate::terms::Class;
 
 /// Like a real one it dies when it likes, and makes room when it is dropped.
 pub(super) struct Conn {
