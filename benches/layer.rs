@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use criterion::BenchmarkGroup;
 use criterion::measurement::WallTime;
-use http::{Request, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use support::OneTask;
 use tower::{Layer, Service, ServiceBuilder, service_fn};
-use tower_adaptive_pool::{AdaptivePoolLayer, Limiter, Permit};
+use tower_adaptive_pool::{AdaptivePoolLayer, Class, Limiter, Permit};
 use tower_resilience_adaptive::{AdaptiveLimiterLayer, Aimd};
 
 /// What nothing here ever exceeds: requests at once, and the time one takes.
@@ -54,6 +54,16 @@ fn admitted(group: &mut BenchmarkGroup<'_, WallTime>, task: &OneTask) {
 
     let limiter = Limiter::builder().build().expect("a limiter");
     measure(group, task, "adaptive", &AdaptivePoolLayer::new(limiter.clone()).layer(bare()));
+    let classed = AdaptivePoolLayer::new(limiter.clone())
+        .with_classifier(|request: &Request<()>| match request.uri().path() {
+            "/" => Class::Critical,
+            _ => Class::High,
+        })
+        .with_deadline_header(DEADLINE.as_str())
+        .expect("a header's name");
+    // A request that brings a header costs more by itself: what classes and deadlines add is over this one.
+    measure_with(group, task, "bare_with_header", &bare(), with_deadline);
+    measure_with(group, task, "adaptive_classed", &classed.layer(bare()), with_deadline);
     group.bench_function("decision", |bencher| bencher.iter(|| limiter.gate().admit()));
 }
 
@@ -63,7 +73,7 @@ fn refused(group: &mut BenchmarkGroup<'_, WallTime>, task: &OneTask) {
     let mut waiting = Box::pin(limiter.acquire());
     assert!(waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     let mut ours = AdaptivePoolLayer::new(limiter.clone()).layer(bare());
-    let refusal = task.runtime().block_on(request(&mut ours)).expect("a response");
+    let refusal = task.runtime().block_on(answer(&mut ours, Request::new(()))).expect("a response");
     assert_eq!(refusal.status(), StatusCode::SERVICE_UNAVAILABLE);
     measure(group, task, "refuse", &ours);
 
@@ -90,8 +100,28 @@ fn exhausted() -> (Limiter, Permit) {
     (limiter, held)
 }
 
+const DEADLINE: HeaderName = HeaderName::from_static("x-request-timeout-ms");
+
+fn with_deadline() -> Request<()> {
+    let mut request = Request::new(());
+    request.headers_mut().insert(DEADLINE, HeaderValue::from_static("1500"));
+    request
+}
+
 fn measure<S>(group: &mut BenchmarkGroup<'_, WallTime>, task: &OneTask, name: &str, service: &S)
 where
+    S: Service<Request<()>> + Clone,
+{
+    measure_with(group, task, name, service, || Request::new(()));
+}
+
+fn measure_with<S>(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    task: &OneTask,
+    name: &str,
+    service: &S,
+    make: impl Fn() -> Request<()> + Copy,
+) where
     S: Service<Request<()>> + Clone,
 {
     group.bench_function(name, |bencher| {
@@ -100,7 +130,7 @@ where
             async move {
                 let started = Instant::now();
                 for _ in 0..iterations {
-                    drop(black_box(request(&mut service).await));
+                    drop(black_box(answer(&mut service, make()).await));
                 }
                 started.elapsed()
             }
@@ -109,7 +139,10 @@ where
 }
 
 /// One request as a server makes it: wait until the service is ready, call it, await the response.
-async fn request<S: Service<Request<()>>>(service: &mut S) -> Result<S::Response, S::Error> {
+async fn answer<S>(service: &mut S, request: Request<()>) -> Result<S::Response, S::Error>
+where
+    S: Service<Request<()>>,
+{
     poll_fn(|context| service.poll_ready(context)).await?;
-    service.call(black_box(Request::new(()))).await
+    service.call(black_box(request)).await
 }

@@ -6,14 +6,17 @@ use std::convert::Infallible;
 use std::future::{Future, Ready, ready};
 use std::hint::black_box;
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use allocation_counter::measure;
+use axum::{Router, body::Body, routing::get};
 use http::{Request, Response};
 use support::sim::Sim;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::sleep;
+use tower::util::MapResponseLayer;
 use tower_adaptive_pool::{AdaptivePool, AdaptivePoolLayer};
 use tower_layer::Layer;
 use tower_service::Service;
@@ -99,6 +102,46 @@ fn a_request_that_is_let_in_allocates_nothing() {
     };
     assert_eq!(allocated(request), 0);
     assert_eq!(pool.snapshot().admissions.admitted as usize, ROUNDS + 1);
+}
+
+#[test]
+fn under_axum_the_layer_allocates_what_any_layer_does() {
+    let (_runtime, pool) = pool(1);
+    let answer = |router: &Router| {
+        let mut router = router.clone();
+        let request = Request::new(Body::empty());
+        assert!(poll(pin!(Service::<Request<Body>>::call(&mut router, request))).is_ready());
+    };
+    let routed = || Router::new().route("/", get(async || ()));
+    // A router boxes the layer and what it makes: the same as for one of tower's that does nothing, and has a pointer.
+    let pointer = Arc::new(());
+    let nothing = MapResponseLayer::new(move |response: Response<Body>| {
+        black_box(&pointer);
+        response
+    });
+    let nothing = routed().layer(nothing);
+    let ours = routed().layer(AdaptivePoolLayer::new(pool.clone()));
+    let (nothing, ours) = (allocated(|| answer(&nothing)), allocated(|| answer(&ours)));
+    assert_eq!(ours, nothing);
+    assert_eq!(pool.snapshot().admissions.admitted as usize, ROUNDS + 1);
+}
+
+#[test]
+fn a_refusal_allocates_its_headers_and_its_extension() {
+    let (runtime, pool) = pool(1);
+    let _inside = runtime.enter();
+    let _held = pool.try_acquire().unwrap();
+    pool.gate().set_caps(0, 1).unwrap();
+    let mut waiting = pin!(pool.acquire());
+    assert!(poll(waiting.as_mut()).is_pending());
+    let layer = AdaptivePoolLayer::new(pool.clone());
+    let refused = || {
+        let mut service = layer.layer(Nothing);
+        let Poll::Ready(Ok(response)) = poll(pin!(service.call(Request::new(())))) else { panic!("refused") };
+        assert_eq!(response.status(), 503);
+    };
+    // A header map is two allocations, an extension three.
+    assert_eq!(allocated(refused), 5 * ROUNDS as u64);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The face that needs no type parameter: caps, admission, ledgers, snapshot, driver. The layer needs only this.
 
 mod acquire;
+mod admission;
 pub(crate) mod counts;
 mod drain;
 mod driver;
@@ -26,14 +27,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::config::{ConfigError, Settings};
-use crate::error::{Shed, ShedReason};
-use crate::law::admit::{Caps, Claim, Occupancy, admit};
-use crate::law::retry_after::retry_after;
 use crate::law::{Decision, Reason};
-use crate::observe::{Event, Observer, ShedBy};
-use crate::terms::{Class, Deadline, Terms};
+use crate::observe::{Event, Observer};
 
 pub(crate) use acquire::{Acquiring, Grant, Span, timed_out};
+pub(crate) use admission::Attempt;
+pub use admission::Verdict;
 use counts::{Bounds, Counts, Published};
 pub(crate) use drain::drain;
 pub(crate) use driver::start as start_driver;
@@ -43,23 +42,6 @@ use holds::Holds;
 use ledger::{AdmissionLedger, QueryLedger};
 use load::{Advice, Mix, RetryBudget};
 pub use snapshot::Snapshot;
-
-/// The verdict on a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Verdict {
-    /// Let it in.
-    Admit,
-    /// Refuse it now.
-    Shed(Shed),
-}
-
-/// Whether somebody asks for the first time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Attempt {
-    First,
-    Retry,
-}
 
 /// The gate in front of a pool or a limiter: decides on requests, and shows everything there is to see.
 ///
@@ -157,79 +139,6 @@ impl Gate {
         let _ = self.inner.last_counts.set(counts);
     }
 
-    /// The verdict on one request, from a few atomic loads: never waits, never locks.
-    ///
-    /// Every call counts as an arrival; the layer calls it once for each request.
-    pub fn admit(&self) -> Verdict {
-        self.decide(Terms::default(), None)
-    }
-
-    /// The verdict on a request of this class or with this deadline, as [`admit`](Self::admit).
-    pub fn admit_with(&self, terms: impl Into<Terms>) -> Verdict {
-        self.decide(terms.into(), None)
-    }
-
-    /// The verdict; `attempt` where retries are told from first attempts.
-    pub(crate) fn decide(&self, terms: Terms, attempt: Option<Attempt>) -> Verdict {
-        let inner = &*self.inner;
-        let seen = inner.published.occupancy();
-        let refused = match terms.class {
-            Class::Exempt => None,
-            class => {
-                inner.mix.arrived(class);
-                self.judge(seen, terms, attempt)
-            }
-        };
-        match self.overrule(refused, seen.queue_depth, terms.class) {
-            None => {
-                inner.admissions.admitted();
-                Verdict::Admit
-            }
-            Some(reason) => {
-                inner.admissions.shed();
-                Verdict::Shed(self.shed(reason, seen.queue_depth, terms.class, ShedBy::Layer))
-            }
-        }
-    }
-
-    fn judge(&self, seen: Occupancy, terms: Terms, attempt: Option<Attempt>) -> Option<ShedReason> {
-        let inner = &*self.inner;
-        if inner.published.draining() {
-            return Some(ShedReason::Draining);
-        }
-        let overspent = match attempt {
-            None => false,
-            Some(Attempt::First) => {
-                inner.retry_budget.first_attempt();
-                false
-            }
-            Some(Attempt::Retry) => !inner.retry_budget.retry(),
-        };
-        let budget = match terms.deadline.map(Deadline::remaining) {
-            Some(Duration::ZERO) => return Some(ShedReason::Expired),
-            Some(left) => left.min(inner.acquire_timeout),
-            None => inner.acquire_timeout,
-        };
-        let caps = self.caps();
-        if seen.is_free() && seen.queue_depth < caps.hard {
-            return None;
-        }
-        if overspent {
-            return Some(ShedReason::RetryBudget);
-        }
-        let (lower, same) = inner.mix.below(terms.class);
-        let claim = Claim {
-            ahead: inner.published.ahead_of(terms.class),
-            budget,
-            use_time: inner.published.use_time(),
-            taken: inner.advice.taken_before(terms.class),
-            lower,
-            same,
-            draw: self.draw(),
-        };
-        admit(seen, caps, &claim)
-    }
-
     /// Everything there is to see. Connections, queue and acquires are read together, at one moment; the other ledgers
     /// right after.
     pub fn snapshot(&self) -> Snapshot {
@@ -321,21 +230,6 @@ impl Gate {
         }
     }
 
-    /// A refusal with a `retry_after` of its own, told to the observers.
-    pub(crate) fn shed(&self, reason: ShedReason, queue_depth: usize, class: Class, by: ShedBy) -> Shed {
-        let shed = self.refusal(reason, queue_depth, class);
-        self.observe(|| Event::Shed { shed, by });
-        shed
-    }
-
-    fn refusal(&self, reason: ShedReason, queue_depth: usize, class: Class) -> Shed {
-        let Inner { published, advice, .. } = &*self.inner;
-        let capacity = published.occupancy().capacity;
-        let window = advice.window().max(Duration::from_secs(1)); // the driver may not have looked yet
-        let retry_after = retry_after(queue_depth, capacity, published.use_time(), window, self.draw());
-        Shed { reason, retry_after, queue_depth, class }
-    }
-
     pub(crate) fn decided(&self, decision: Decision) {
         *self.inner.last_decision.lock().unwrap_or_else(PoisonError::into_inner) = decision;
     }
@@ -365,18 +259,6 @@ impl Gate {
     #[cfg(feature = "postgres")]
     pub(crate) fn queries(&self) -> &QueryLedger {
         &self.inner.queries
-    }
-
-    /// Uniform in `[0, 1)`: SplitMix64 (Steele, Lea and Flood, 2014) over a shared counter.
-    pub(crate) fn draw(&self) -> f64 {
-        let seed = self.inner.draws.fetch_add(0x9E37_79B9_7F4A_7C15, Relaxed);
-        let mixed = (seed ^ (seed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((mixed ^ (mixed >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    fn caps(&self) -> Caps {
-        Caps { soft: self.inner.soft_cap.load(Relaxed), hard: self.inner.hard_cap.load(Relaxed) }
     }
 
     fn plant(&self) -> Option<Arc<dyn Plant>> {

@@ -92,9 +92,10 @@ where
             Verdict::Admit => ResponseFuture::inner(self.inner.call(request), status),
             Verdict::Shed(shed) => {
                 let responder = &asking.responder;
-                let mut response = match is_grpc(request.headers()) {
-                    true => responder.respond_grpc(&shed),
-                    false => responder.respond(&shed),
+                let mut response = if is_grpc(request.headers()) {
+                    responder.respond_grpc(&shed)
+                } else {
+                    responder.respond(&shed)
                 };
                 response.extensions_mut().insert(shed);
                 ResponseFuture::shed(response, status)

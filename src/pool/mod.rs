@@ -1,5 +1,6 @@
 //! The pool: a gate, its slots full of connections, and the dials and closes that make the gate's target come true.
 
+mod check;
 mod connection;
 mod dial;
 mod lifetime;
@@ -21,21 +22,15 @@ use crate::config::{Builder, ConfigError};
 use crate::error::{AcquireError, DrainTimeout, NotReady, ShedReason};
 use crate::gate::counts::{Bounds, Counts};
 use crate::gate::holds::At;
-use crate::gate::permits::{Entry, Leave};
+use crate::gate::permits::Entry;
 use crate::gate::slots::Slots;
-use crate::gate::{Acquiring, Gate, Grant, Plant, Snapshot, Span, drain, start_driver, timed_out};
+use crate::gate::{Acquiring, Gate, Grant, Plant, Snapshot, Span, drain, start_driver};
 use crate::observe::{Event, ShedBy};
 use crate::terms::{Class, Terms, after};
 
 pub use connection::Connection;
 use dial::Dialing;
 use lifetime::{Lifetime, Pooled};
-
-/// The longest a check may take before its connection counts as dead; a round trip takes a thousandth of it.
-const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
-/// A check takes no more than a third of what is left until the deadline, so that there is time for a dial; but a round
-/// trip over half the world is let finish.
-const SHORTEST_CHECK_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// A pool of connections that sizes itself between `min_size` and `max_size`.
 ///
@@ -273,31 +268,6 @@ impl<B: Backend> AdaptivePool<B> {
 }
 
 impl<B: Backend> Inner<B> {
-    /// Checks a granted connection inside the acquire's deadline. The inner error is the dead connection; the outer
-    /// one the deadline.
-    ///
-    /// Where nobody answers, a middlebox has forgotten the connection, and with it all that was idle for as long: they go
-    /// together, so that one silence is waited out and not one after the other.
-    async fn check(&self, item: Item<B>, span: Span) -> Result<Result<Item<B>, Item<B>>, AcquireError> {
-        let mut grant = Checking { item: Some(item), inner: self, why: Leave::Cancelled };
-        let Some(item) = grant.item.as_mut() else { return Err(AcquireError::Closed) };
-        let (now, deadline) = (Clock::now(), span.deadline());
-        let third = deadline.saturating_duration_since(now) / 3;
-        let patience = now + third.clamp(SHORTEST_CHECK_TIMEOUT, CHECK_TIMEOUT);
-        let checked = timeout_at(deadline.min(patience), self.backend.check(&mut item.connection)).await;
-        if checked.is_err() {
-            self.slots.close_unproven();
-        }
-        if checked.is_err() && deadline <= patience {
-            grant.why = Leave::TimedOut;
-            drop(grant);
-            let dial_error = self.dialing.blocking_error(&self.slots.counts());
-            return Err(timed_out(&self.gate, &self.slots, span, dial_error));
-        }
-        let item = grant.item.take().ok_or(AcquireError::Closed)?;
-        Ok(if matches!(checked, Ok(Ok(()))) { Ok(item) } else { Err(item) })
-    }
-
     /// Something changed that the driver may not see: it rests while nothing is acquired.
     fn tell(&self) {
         self.changed.notify_waiters();
@@ -310,22 +280,6 @@ impl<B: Backend> Inner<B> {
         let entry = self.slots.reject(dead, waits);
         self.reconcile();
         entry
-    }
-}
-
-/// A grant that has not reached its caller: dropped, it is taken back and its connection, in doubt, discarded.
-struct Checking<'a, B: Backend> {
-    item: Option<Item<B>>,
-    inner: &'a Inner<B>,
-    why: Leave,
-}
-
-impl<B: Backend> Drop for Checking<'_, B> {
-    fn drop(&mut self) {
-        if let Some(item) = self.item.take() {
-            self.inner.slots.revoke(item, self.why);
-            self.inner.reconcile();
-        }
     }
 }
 
