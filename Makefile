@@ -31,7 +31,7 @@ regimes: ## where more connections pay, do not pay, and cost: fixed sizes and th
 	cargo run --release --quiet --example load_test --features axum -- --rounds 6 --phase-seconds 3 \
 		--scenario burst --scenario cpu --scenario lock --scenario lock-nowait \
 		--pool fixed:5 --pool fixed:10 --pool fixed:20 --pool fixed:50 --pool adaptive \
-		--json target/regimes/summary.json $(ARGS)
+		--json target/regimes/summary.json --svg target/regimes/regimes.svg $(ARGS)
 
 picture: ARGS += --svg docs/demo.svg --json target/demo.json
 picture: demo ## run the demo and draw docs/demo.svg

@@ -50,7 +50,7 @@
 //!   [`Connection`] guards.
 //! - [`Limiter`]: the same without connections, for a client that owns its pool.
 //! - [`Gate`]: the face of both that needs no type parameter. The layer asks it; it shows a [`Snapshot`].
-//! - [`AdaptivePoolLayer`]: asks the gate about each request.
+//! - [`AdaptivePoolLayer`]: asks the gate about each request, on its [`Terms`]: its [`Class`] and its [`Deadline`].
 //! - [`Controller`]: the law that decides the size. [`PaidGrowth`] is the default, [`QueueDepth`] the simpler one.
 //! - [`sizing`]: what to begin with; `AdaptivePool::preflight` compares it with what PostgreSQL allows.
 //! - [`Observer`]: is told each [`Event`]; [`Otel`] speaks OpenTelemetry.
@@ -60,11 +60,12 @@
 //! - **Ceiling.** in use + idle + opening + closing ≤ `max_size`, as the server counts them: a connection that was
 //!   thrown away keeps its [`Place`] until the server has closed its side.
 //! - **Permits are connections.** Whoever gets a permit has the connection; only the holder may destroy it.
-//! - **Queue bound.** No more than `hard_cap` wait.
+//! - **Queue bound.** No more than `hard_cap` wait; the layer lets in fewer where the wait would use up their time.
+//! - **Classes.** The higher class is served first, first come first served in it; the lowest is refused first.
 //! - **Never starve a free server.** Under `hard_cap` nothing is refused while a connection is idle, or fewer wait than
 //!   there are connections.
 //! - **Clean hand-over.** Nobody receives a connection with an open transaction, a running query or an unread result.
-//! - **One deadline.** `acquire_timeout` bounds queue, check and dial together.
+//! - **One deadline.** `acquire_timeout`, or the request's own [`Deadline`], bounds queue, check and dial together.
 //! - **Ledgers, exact at rest.** [`Admissions`], [`Acquires`], [`Queries`].
 //! - **Nothing parked.** The verdict falls synchronously in `call`; `poll_ready` is the inner service's.
 //!

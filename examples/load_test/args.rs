@@ -26,7 +26,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 
-    /// Draw the first scenario's runs into this file.
+    /// Draw the first scenario's runs into this file; with several rounds, the goodput of all.
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
 

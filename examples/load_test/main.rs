@@ -102,8 +102,13 @@ async fn run(args: &Args) -> Result<(), Error> {
         fs::write(path, json).map_err(|error| cannot_write(path, &error))?;
     }
     if let Some(path) = &args.svg {
-        let first: Vec<_> = runs.iter().filter(|run| run.scenario == runs[0].scenario).collect();
-        picture::draw(path, &first, &command_line()).map_err(|error| cannot_write(path, &*error))?;
+        let drawn = if args.rounds > 1 {
+            picture::regimes::draw(path, &runs, &command_line())
+        } else {
+            let first: Vec<_> = runs.iter().filter(|run| run.scenario == runs[0].scenario).collect();
+            picture::draw(path, &first, &command_line())
+        };
+        drawn.map_err(|error| cannot_write(path, &*error))?;
     }
     let wrong: Vec<_> = runs.iter().filter_map(|run| run.check_ledger().err()).collect();
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n").into()) }

@@ -9,7 +9,7 @@ use crate::{report::Run, scenario::Scenario, table::count};
 const T_95: [f64; 14] = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14];
 
 /// What counts as good in a scenario.
-fn goodput(run: &Run) -> f64 {
+pub fn goodput(run: &Run) -> f64 {
     let slow = Scenario::named(run.scenario).is_ok_and(|scenario| scenario.counts_all_served);
     let of = |load: &crate::generator::stats::Figures| if slow { load.served } else { load.within_100ms };
     // The calm before and after is served by any pool.
@@ -17,9 +17,9 @@ fn goodput(run: &Run) -> f64 {
 }
 
 /// One pool's runs of one scenario, in the order of the rounds.
-struct Pool<'a> {
-    name: &'a str,
-    runs: Vec<&'a Run>,
+pub struct Pool<'a> {
+    pub name: &'a str,
+    pub runs: Vec<&'a Run>,
 }
 
 impl Pool<'_> {
@@ -31,14 +31,23 @@ impl Pool<'_> {
 /// The table of all scenarios, in Markdown, and their sentences.
 pub fn summary(runs: &[Run]) -> String {
     let mut text = String::new();
-    for scenario in names(runs.iter().map(|run| run.scenario)) {
+    for (scenario, pools) in pools(runs) {
+        describe(&mut text, scenario, &pools);
+    }
+    text
+}
+
+/// The runs by scenario, and by pool.
+pub fn pools(runs: &[Run]) -> Vec<(&'static str, Vec<Pool<'_>>)> {
+    let scenarios = names(runs.iter().map(|run| run.scenario)).into_iter();
+    let pools = scenarios.map(|scenario| {
         let of_scenario = || runs.iter().filter(|run| run.scenario == scenario);
         let pools = names(of_scenario().map(|run| run.pool.as_str()))
             .into_iter()
             .map(|name| Pool { name, runs: of_scenario().filter(|run| run.pool == name).collect() });
-        describe(&mut text, scenario, &pools.collect::<Vec<_>>());
-    }
-    text
+        (scenario, pools.collect())
+    });
+    pools.collect()
 }
 
 fn names<'a>(all: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
@@ -86,6 +95,31 @@ fn describe(text: &mut String, name: &str, pools: &[Pool<'_>]) {
         mean - half,
         mean + half
     );
+    let reached: Vec<_> = adaptive.runs.iter().filter_map(|run| target_reached_s(run)).collect();
+    if !reached.is_empty() {
+        let _ = writeln!(
+            text,
+            "Within 10 % of the target it ended the burst with, {:.1} s after the step (median; sampled every 0.1 s).",
+            median(reached)
+        );
+    }
+}
+
+/// How long after the step the target came near to what it was at the end of the burst.
+fn target_reached_s(run: &Run) -> Option<f64> {
+    let begin_s: f64 = run
+        .phases
+        .iter()
+        .take_while(|part| part.phase.name != "burst")
+        .map(|part| f64::from(part.phase.seconds))
+        .sum();
+    let end_s = begin_s + f64::from(run.phase("burst")?.phase.seconds);
+    let targets = || {
+        let burst = run.timeline.iter().filter(|row| (begin_s..end_s).contains(&row.load.t_s));
+        burst.filter_map(|row| Some((row.load.t_s - begin_s, row.target? as f64)))
+    };
+    let (_, last) = targets().next_back()?;
+    targets().find(|(_, target)| (target - last).abs() <= 0.1 * last).map(|(t_s, _)| t_s)
 }
 
 /// The mean and half the width of its 95 % interval, by Student.
@@ -101,7 +135,7 @@ fn interval(values: &[f64]) -> (f64, f64) {
     (mean, t * (variance / n).sqrt())
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or_default()
 }

@@ -223,6 +223,7 @@ fn mark_shed(shed: &Shed) {
     if span.is_recording() {
         span.set_attributes([
             KeyValue::new("adaptive_pool.shed.reason", shed.reason.code()),
+            KeyValue::new("adaptive_pool.shed.class", shed.class.code()),
             KeyValue::new("adaptive_pool.queue.depth", count(shed.queue_depth)),
             KeyValue::new("adaptive_pool.retry_after", shed.retry_after.as_secs() as i64),
         ]);

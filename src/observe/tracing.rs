@@ -28,6 +28,7 @@ impl Observer for Tracing {
                     pool,
                     by = by.code(),
                     reason = shed.reason.code(),
+                    class = shed.class.code(),
                     queue_depth = shed.queue_depth,
                     retry_after_s = shed.retry_after.as_secs(),
                     "refused"

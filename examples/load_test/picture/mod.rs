@@ -1,6 +1,7 @@
 //! One scenario's runs as a picture: three panels over one time axis.
 
 mod panel;
+pub mod regimes;
 
 use std::path::Path;
 
