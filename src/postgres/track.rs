@@ -135,7 +135,8 @@ impl Running<'_, '_> {
     /// The deadline has passed before anything was sent.
     fn not_begun(mut self) -> QueryError {
         self.ended(QueryEnd::TimedOut);
-        let error = QueryError::Timeout(self.started.elapsed());
+        let limit = self.track.limit;
+        let error = QueryError::Timeout(if limit.has_passed() { self.started.elapsed() } else { limit.each });
         self.tell(error.code());
         error
     }
