@@ -229,3 +229,45 @@ async fn an_http_2_stream_that_is_reset_mid_wait_frees_its_queue_place() {
     assert_ledgers_add_up(&seen);
     assert!(client.is_ready(), "only the stream is gone, not its connection");
 }
+
+#[tokio::test]
+async fn idle_keep_alive_connections_hold_nothing_while_the_pool_is_full() {
+    const CLIENTS: u64 = 40;
+    let limiter = one_permit(1, 1);
+    let server = serve(&limiter, Protocol::Auto).await;
+    let (mut http1, mut http2) = (Vec::new(), Vec::new());
+    for _ in 0..CLIENTS / 2 {
+        let mut client = send(server).await;
+        assert_eq!(read(&mut client).await.1, "served");
+        http1.push(client);
+        let mut client = connect_http2(server).await;
+        assert_eq!(client.send_request(request()).await.unwrap().status(), StatusCode::OK);
+        http2.push(client);
+    }
+    let seen = until(&limiter, |seen| seen.in_use == 0).await;
+    assert_eq!((seen.idle, seen.queue_depth, seen.acquires.granted), (1, 0, CLIENTS));
+
+    // They are all still connected, and the one permit is there to be taken, and the one place in the queue.
+    let held = limiter.try_acquire().expect("free");
+    let line = line_up(&limiter, 1);
+    for client in &mut http1 {
+        client.write_all(GET).await.unwrap();
+        let (head, _) = read(client).await;
+        assert_eq!(head.lines().next(), Some("HTTP/1.1 503 Service Unavailable"));
+    }
+    for client in &mut http2 {
+        assert_eq!(client.send_request(request()).await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+    }
+
+    drop((line, held));
+    for client in &mut http1 {
+        client.write_all(GET).await.unwrap();
+        assert_eq!(read(client).await.1, "served");
+    }
+    for client in &mut http2 {
+        assert_eq!(client.send_request(request()).await.unwrap().status(), StatusCode::OK);
+    }
+    let seen = until(&limiter, |seen| seen.in_use == 0).await;
+    assert_eq!((seen.admissions.arrivals, seen.admissions.shed), (3 * CLIENTS, CLIENTS));
+    assert_ledgers_add_up(&seen);
+}
