@@ -4,7 +4,7 @@
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
 
-setup: ## install what is missing: PostgreSQL's and Redis's programs, a linker
+setup: ## install what is missing: PostgreSQL's and Redis's programs, curl, a linker
 	@scripts/setup
 
 demo: ## run the load test and show what the pool does; options in ARGS="..."
