@@ -66,16 +66,13 @@ impl<'a> Track<'a> {
         text: &str,
         prepare: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, QueryError> {
-        self.finish(self.watch(Some(text), true)?, prepare).await
+        self.finish(self.watch(Some(text), true)?.in_time()?, prepare).await
     }
 
     pub fn begin<'t>(self, text: Option<&'t str>) -> Result<Running<'a, 't>, QueryError> {
         let running = self.watch(text, false)?;
         self.gate.queries().started();
-        if self.limit.has_passed() {
-            return Err(running.not_begun());
-        }
-        Ok(running)
+        running.in_time()
     }
 
     fn watch<'t>(self, text: Option<&'t str>, preparing: bool) -> Result<Running<'a, 't>, QueryError> {
@@ -130,6 +127,11 @@ impl Running<'_, '_> {
     pub fn time_out(self) -> QueryError {
         self.track.doubt.running.store(true, Relaxed);
         self.not_begun()
+    }
+
+    /// Only before the deadline: past it nothing is sent.
+    fn in_time(self) -> Result<Self, QueryError> {
+        if self.track.limit.has_passed() { Err(self.not_begun()) } else { Ok(self) }
     }
 
     /// The deadline has passed before anything was sent.
