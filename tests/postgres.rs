@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout};
 use tokio_postgres::{Client, Config, NoTls};
 use tower_adaptive_pool::postgres::Transaction;
 use tower_adaptive_pool::{
-    AcquireError, AdaptivePool, Builder, Connection, Event, Gate, Observer, Postgres, QueryError,
+    AcquireError, AdaptivePool, Builder, Connection, Deadline, Event, Gate, Observer, Postgres, QueryError,
 };
 
 const SOON: Duration = Duration::from_secs(10);
@@ -758,5 +758,190 @@ async fn each_refusal_of_a_dial_has_its_own_pace() {
         let asked = pool.snapshot().dial_failures;
         let most = 1 + (started.elapsed().as_secs_f64() / pause) as u64;
         assert!(asked <= most, "{code}: asked {asked} times, {most} at most");
+    }
+}
+
+/// Waits until this deadline has passed.
+async fn pass(deadline: Deadline) {
+    eventually(SOON, async || deadline.remaining().is_zero()).await;
+}
+
+#[tokio::test]
+async fn a_requests_deadline_bounds_its_queries_together_and_the_next_user_gets_the_connection_unharmed() {
+    let db = Db::start().await;
+    let pool = open(db.builder(|backend| backend.query_timeout(SOON)).max_size(1)).await;
+    let budget = Duration::from_millis(300);
+    let asked = Instant::now();
+    let connection = pool.acquire_with(Deadline::within(budget)).await.unwrap();
+    let before = pid(&connection).await;
+    connection.query("select pg_sleep(0.1)", &[]).await.unwrap();
+    let error = connection.query(FOR_EVER, &[]).await.unwrap_err();
+    // What came before has used up its part.
+    assert!(matches!(error, QueryError::Timeout(after) if after < budget), "{error}");
+    assert!((budget..SOON / 2).contains(&asked.elapsed()), "{:?}", asked.elapsed());
+
+    drop(connection);
+    let next = timeout(SOON, pool.acquire()).await.unwrap().unwrap();
+    assert_eq!(pid(&next).await, before, "cancelled and settled, not thrown away");
+    next.query("select pg_sleep(0.4)", &[]).await.expect("the deadline was that of another request");
+    let queries = pool.snapshot().queries;
+    assert_eq!((queries.timed_out, queries.started), (1, queries.ok + 1));
+    // The server has ended it: nobody sleeps any more.
+    let sleeping = "select count(*) from pg_stat_activity where usename = $1 and state = 'active'";
+    let sleeping: i64 = db.admin.query_one(sleeping, &[&db.role]).await.unwrap().get(0);
+    assert_eq!(sleeping, 0);
+}
+
+#[tokio::test]
+async fn a_deadline_that_has_passed_sends_nothing() {
+    let db = Db::start().await;
+    let pool = open(db.builder(|backend| backend).max_size(1)).await;
+    let deadline = Deadline::within(Duration::from_millis(200));
+    let mut connection = pool.acquire_with(deadline).await.unwrap();
+    let pid = pid(&connection).await;
+    connection.batch_execute("create table t (id int)").await.unwrap();
+    connection.query_one("select 'the last word'", &[]).await.unwrap();
+    pass(deadline).await;
+
+    let insert = "insert into t values (1)";
+    let mut outcomes = vec![
+        connection.query(insert, &[]).await.err(),
+        connection.query_opt(insert, &[]).await.err(),
+        connection.query_one(insert, &[]).await.err(),
+        connection.execute(insert, &[]).await.err(),
+        connection.batch_execute(insert).await.err(),
+        connection.query_raw(insert, Vec::<i32>::new()).await.err(),
+        connection.copy_in("copy t from stdin").await.err(),
+        connection.copy_out("copy t to stdout").await.err(),
+        connection.prepare_cached(insert).await.err(),
+    ];
+    outcomes.push(connection.transaction().await.err());
+    for (number, outcome) in outcomes.iter().enumerate() {
+        assert!(matches!(outcome, Some(QueryError::Timeout(_))), "{number}: {outcome:?}");
+    }
+    let last = "select query from pg_stat_activity where pid = $1";
+    let last: String = db.admin.query_one(last, &[&pid]).await.unwrap().get(0);
+    assert_eq!(last, "select 'the last word'");
+    let queries = pool.snapshot().queries;
+    assert_eq!((queries.timed_out, queries.ok, queries.started), (10, 3, 13));
+
+    // Nothing was sent, so there is nothing to settle either.
+    drop(connection);
+    assert_eq!(pool.snapshot().idle, 1);
+    let next = pool.acquire().await.unwrap();
+    assert!(next.query("select * from t", &[]).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_commit_after_the_deadline_is_not_sent_and_the_transaction_is_rolled_back() {
+    let db = Db::start().await;
+    let pool = open(db.builder(|backend| backend).max_size(1)).await;
+    pool.acquire().await.unwrap().batch_execute("create table t (id int)").await.unwrap();
+    for by_hand in [true, false] {
+        let deadline = Deadline::within(Duration::from_millis(200));
+        let mut connection = pool.acquire_with(deadline).await.unwrap();
+        let before = pid(&connection).await;
+        let error = if by_hand {
+            let transaction = connection.transaction().await.unwrap();
+            transaction.execute("insert into t values (1)", &[]).await.unwrap();
+            pass(deadline).await;
+            transaction.commit().await.unwrap_err()
+        } else {
+            let work = async |transaction: &mut Transaction<'_>| {
+                transaction.execute("insert into t values (2)", &[]).await?;
+                pass(deadline).await;
+                Ok::<_, QueryError>(())
+            };
+            connection.in_transaction(work).await.unwrap_err()
+        };
+        assert!(matches!(error, QueryError::Timeout(_)), "{error}");
+
+        drop(connection);
+        let next = timeout(SOON, pool.acquire()).await.unwrap().unwrap();
+        assert_eq!((pid(&next).await, db.state_of(before).await.as_str()), (before, "idle"));
+        assert!(next.query("select * from t", &[]).await.unwrap().is_empty(), "undone");
+    }
+    // In time it is committed.
+    let mut connection = pool.acquire_with(Deadline::within(SOON)).await.unwrap();
+    let transaction = connection.transaction().await.unwrap();
+    transaction.execute("insert into t values (3)", &[]).await.unwrap();
+    transaction.commit().await.unwrap();
+    assert_eq!(connection.query("select * from t", &[]).await.unwrap().len(), 1);
+}
+
+#[cfg(feature = "axum")]
+mod router {
+    use axum::{Router, body::Body, extract::Path, routing::get};
+    use http::{Request, StatusCode};
+    use tower::ServiceExt;
+    use tower_adaptive_pool::axum::{Db as Extracted, Error};
+    use tower_adaptive_pool::{AdaptivePoolLayer, Class};
+
+    use super::*;
+
+    /// The class is the request's path, the deadline in a header; `served` is told the order of the grants.
+    fn app(pool: &Pool, served: &Arc<Mutex<Vec<String>>>) -> Router {
+        let layer = AdaptivePoolLayer::new(pool.clone())
+            .with_classifier(|request: &Request<Body>| match request.uri().path() {
+                "/critical" => Class::Critical,
+                "/low" => Class::Low,
+                "/background" => Class::Background,
+                _ => Class::High,
+            })
+            .with_deadline_header("x-timeout-ms")
+            .unwrap();
+        let served = served.clone();
+        let handler = async move |db: Extracted, Path(name): Path<String>| -> Result<String, Error> {
+            let connection = db.acquire().await?;
+            served.lock().unwrap().push(name.clone());
+            connection.query(if name == "forever" { FOR_EVER } else { "select 1" }, &[]).await?;
+            Ok(name)
+        };
+        Router::new().route("/{name}", get(handler)).layer(layer).with_state(pool.clone())
+    }
+
+    async fn ask(app: Router, path: &str, timeout_ms: Option<u64>) -> StatusCode {
+        let mut request = Request::get(path);
+        if let Some(ms) = timeout_ms {
+            request = request.header("x-timeout-ms", ms);
+        }
+        app.oneshot(request.body(Body::empty()).unwrap()).await.unwrap().status()
+    }
+
+    #[tokio::test]
+    async fn db_hands_the_class_of_its_request_on_to_the_queue() {
+        let db = Db::start().await;
+        let pool = open(db.builder(|backend| backend).max_size(1)).await;
+        let served = Arc::default();
+        let app = app(&pool, &served);
+        let held = pool.acquire().await.unwrap();
+        let mut requests = Vec::new();
+        for (waiting, path) in ["/background", "/low", "/high", "/critical"].into_iter().enumerate() {
+            requests.push(tokio::spawn(ask(app.clone(), path, None)));
+            eventually(SOON, async || pool.snapshot().queue_depth == waiting + 1).await;
+        }
+        drop(held);
+        for request in requests {
+            assert_eq!(timeout(SOON, request).await.unwrap().unwrap(), StatusCode::OK);
+        }
+        assert_eq!(*served.lock().unwrap(), ["critical", "high", "low", "background"]);
+    }
+
+    #[tokio::test]
+    async fn db_hands_the_deadline_of_its_request_on_to_acquire_and_query() {
+        let db = Db::start().await;
+        let pool = open(db.builder(|backend| backend.query_timeout(SOON)).max_size(1)).await;
+        let app = app(&pool, &Arc::default());
+        let asked = Instant::now();
+        assert_eq!(ask(app.clone(), "/forever", Some(100)).await, StatusCode::GATEWAY_TIMEOUT);
+        assert_eq!(pool.snapshot().queries.timed_out, 1);
+
+        let held = timeout(SOON, pool.acquire()).await.unwrap().unwrap();
+        assert_eq!(ask(app.clone(), "/high", Some(100)).await, StatusCode::GATEWAY_TIMEOUT);
+        assert_eq!(pool.snapshot().acquires.timed_out, 1);
+        assert!(asked.elapsed() < SOON / 2, "neither waited for the limits of the pool");
+        drop(held);
+        assert_eq!(ask(app.clone(), "/high", Some(0)).await, StatusCode::SERVICE_UNAVAILABLE, "expired");
+        assert_eq!(ask(app, "/high", Some(5_000)).await, StatusCode::OK);
     }
 }
