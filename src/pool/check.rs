@@ -15,6 +15,8 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 /// A check takes no more than a third of what is left until the deadline, so that there is time for a dial; but a round
 /// trip over half the world is let finish.
 const SHORTEST_CHECK_TIMEOUT: Duration = Duration::from_millis(100);
+/// A silence shorter than that, cut off by a request's deadline, tells nothing about other connections.
+const TELLING: Duration = Duration::from_millis(50);
 
 impl<B: Backend> Inner<B> {
     /// Checks a granted connection inside the acquire's deadline. The inner error is the dead connection; the outer
@@ -33,14 +35,14 @@ impl<B: Backend> Inner<B> {
         let third = deadline.saturating_duration_since(now) / 3;
         let patience = now + third.clamp(SHORTEST_CHECK_TIMEOUT, CHECK_TIMEOUT);
         let checked = timeout_at(deadline.min(patience), self.backend.check(&mut item.connection)).await;
+        if checked.is_err() && now.elapsed() >= TELLING {
+            self.slots.close_unproven();
+        }
         if checked.is_err() && deadline < patience {
             grant.why = Leave::TimedOut;
             drop(grant);
             let dial_error = self.dialing.blocking_error(&self.slots.counts());
             return Err(timed_out(&self.gate, &self.slots, span, dial_error));
-        }
-        if checked.is_err() {
-            self.slots.close_unproven();
         }
         let item = grant.item.take().ok_or(AcquireError::Closed)?;
         Ok(if matches!(checked, Ok(Ok(()))) { Ok(item) } else { Err(item) })
