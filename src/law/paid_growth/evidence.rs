@@ -163,7 +163,7 @@ impl Evidence {
     /// The shortest mean time a connection was held at any size, in seconds, by Little's law.
     pub fn shortest_use(&self) -> Option<f64> {
         let use_time = |seen: &Seen| {
-            let slowest = seen.ln_rate() - USE_TIME_MARGIN * seen.variance().sqrt();
+            let slowest = seen.ln_rate() - USE_TIME_MARGIN * (self.scatter * seen.variance()).sqrt();
             seen.size as f64 / slowest.exp()
         };
         self.known().map(use_time).min_by(f64::total_cmp)

@@ -188,6 +188,9 @@ impl PaidGrowthController {
             self.trials.current = None; // not followed, as in a dry run: nothing is learnt
             return Decision { target: size, reason: Reason::Steady };
         }
+        if self.load.stalled(now, sample.use_time.unwrap_or_default()) {
+            return Decision { target: size, reason: Reason::Steady }; // which size it is makes no difference
+        }
         let over = now >= trial.until;
         let gain = here.zip(self.evidence.of(trial.from)).map(|(here, from)| self.gain(&from, &here));
         let worth_it = match gain {

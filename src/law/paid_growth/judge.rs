@@ -7,6 +7,9 @@ use super::trial::Trials;
 
 /// What is believed of growth before anything was seen: that it mostly pays. An elasticity.
 pub(super) const BELIEVED: Estimate = Estimate { value: 0.8, error: 0.3 };
+/// How far elasticities lie from the one that pays, as a standard deviation: of two sizes next to each other a great
+/// difference is more likely noise.
+const PLAUSIBLE: f64 = 1.0;
 /// Completions of a smaller size before growth is measured against it.
 const FEWEST_BELOW: f64 = 5.0;
 /// Standard errors that prove a difference that is looked at a hundred times a second.
@@ -49,9 +52,12 @@ impl PaidGrowthController {
         seen.ln_rate() - pays * (seen.size as f64).ln()
     }
 
-    /// How much more worth `to` is than `from`.
+    /// How much more worth `to` is than `from`; the less certain, the less plausible it is at all.
     pub(super) fn gain(&self, from: &Seen, to: &Seen) -> Estimate {
-        Estimate { value: self.worth(to) - self.worth(from), error: self.evidence.error(from, to) }
+        let error = self.evidence.error(from, to);
+        let plausible = PLAUSIBLE * (to.size as f64 / from.size as f64).ln().abs();
+        let doubt = if plausible > 0.0 { error.hypot(plausible) / plausible } else { 1.0 };
+        Estimate { value: self.worth(to) - self.worth(from), error: error * doubt }
     }
 
     /// The size worth most, in the worse case, of those proven to be worth more than this one.

@@ -10,8 +10,12 @@ const FAST: f64 = 0.020;
 const SLOW: f64 = 0.5;
 /// Memory of the queue's depth, in seconds: shorter is a blip.
 const QUEUE: f64 = 0.05;
-/// Weight of one completion in the use time of a database that nothing waits for.
-const LOW_WEIGHT: f64 = 0.01;
+/// Completions over which the use time of a database that nothing waits for is a mean: of long and short queries mixed,
+/// fewer say little.
+const LOW_MEMORY: f64 = 300.0;
+/// Fewest of them that say anything. An instance that has a share of the load goes by as much less: what it could see
+/// instead, of a saturated database, grows as its siblings do, and all of them would grow in turn.
+const LOW_FEWEST: f64 = 30.0;
 /// Between two samples, when the driver is alive. A longer one saw a stall of the program, not of the database.
 const LONGEST_TICK: Duration = Duration::from_millis(200);
 /// Periods over which the peak use is remembered: six of half a second.
@@ -27,7 +31,9 @@ pub(super) struct Load {
     fast_arrivals_per_s: f64,
     slow_arrivals_per_s: f64,
     queue: f64,
-    low_use: Option<f64>,
+    share: f64,
+    /// Connection-seconds and completions while nothing waits.
+    low: (f64, f64),
     peaks: [usize; PERIODS],
     period: Option<Instant>,
 }
@@ -48,14 +54,15 @@ impl Load {
             smooth(&mut self.slow_arrivals_per_s, arrivals_per_s, seconds / SLOW);
             smooth(&mut self.queue, sample.queue_depth as f64, seconds / QUEUE);
         }
-        self.note_low_use(sample);
+        self.share = sample.share;
+        self.note_low_use(sample, seconds);
         if since > LONGEST_TICK { 0.0 } else { seconds }
     }
 
     /// Connections the load needs by Little's law at a database that is not loaded, with room for its scatter: infinite
     /// while nothing is known.
     pub fn need(&self, arrivals_per_s: f64, shortest_use: Option<f64>, use_time: Option<Duration>) -> f64 {
-        let known = match (shortest_use, self.low_use) {
+        let known = match (shortest_use, self.low_use()) {
             (Some(seen), Some(low)) => Some(seen.min(low)),
             (seen, low) => seen.or(low),
         };
@@ -100,14 +107,21 @@ impl Load {
         self.peaks[0] = self.peaks[0].max(sample.peak_in_use).max(sample.in_use);
     }
 
-    /// What a connection is held for while nothing waits for the database: the measure of what the load needs. A use
-    /// that failed at once is no measure.
-    fn note_low_use(&mut self, sample: &Sample) {
-        let quiet = sample.queue_depth == 0 && sample.in_use < sample.target && sample.failures == 0;
-        let Some(use_time) = sample.use_time.filter(|_| quiet && sample.completions > 0) else { return };
-        let use_time = use_time.as_secs_f64();
-        let weight = LOW_WEIGHT * (sample.completions as f64).min(10.0);
-        smooth(self.low_use.get_or_insert(use_time), use_time, weight);
+    /// What a connection is held for while nothing waits for the database, by Little's law: the measure of what the load
+    /// needs. A mean of those that ended would be too short, as the short ones end first.
+    fn low_use(&self) -> Option<f64> {
+        let (held, completions) = self.low;
+        (completions >= (LOW_FEWEST * self.share).max(1.0)).then(|| held / completions)
+    }
+
+    /// A use that failed at once is no measure.
+    fn note_low_use(&mut self, sample: &Sample, seconds: f64) {
+        if sample.queue_depth > 0 || sample.failures > 0 {
+            return;
+        }
+        let (held, completions) = (sample.in_use as f64 * seconds, sample.completions as f64);
+        let kept = 1.0 - (completions / LOW_MEMORY).min(1.0);
+        self.low = (kept * self.low.0 + held, kept * self.low.1 + completions);
     }
 }
 

@@ -100,6 +100,9 @@ impl Trials {
         self.upwards = Some(trial.to > trial.from);
         self.step = (self.step * self.step).min(LONGEST_STEP);
         self.next = Some(now + NEXT_STEP);
+        if trial.to < trial.from {
+            self.lower_ceiling(trial.from, now + CEILING_LASTS);
+        }
     }
 
     pub fn failed(&mut self, now: Instant, trial: Trial) {
@@ -109,10 +112,14 @@ impl Trials {
         self.wait = self.wait.mul_f64(BACK_OFF).min(LONGEST_WAIT);
         self.next = Some(now + self.wait);
         if trial.to > trial.from {
-            let first = Ceiling { size: trial.to, until: now, lasts: CEILING_LASTS };
-            let ceiling = self.ceiling.get_or_insert(first);
-            ceiling.size = ceiling.size.min(trial.to);
+            self.lower_ceiling(trial.to, now);
         }
+    }
+
+    /// `size` does not pay: if no ceiling holds yet, until then.
+    fn lower_ceiling(&mut self, size: usize, until: Instant) {
+        let ceiling = self.ceiling.get_or_insert(Ceiling { size, until, lasts: CEILING_LASTS });
+        ceiling.size = ceiling.size.min(size);
     }
 
     /// Growth was taken back: `size` does not pay, for longer each time.
