@@ -157,13 +157,18 @@ impl Evidence {
 
     /// Standard error of the difference of two sizes' ln of throughput.
     pub fn error(&self, a: &Seen, b: &Seen) -> f64 {
-        (self.scatter * (a.variance() + b.variance())).sqrt()
+        (self.variance(a) + self.variance(b)).sqrt()
+    }
+
+    /// Variance of the ln of one size's throughput.
+    pub fn variance(&self, seen: &Seen) -> f64 {
+        self.scatter * seen.variance()
     }
 
     /// The shortest mean time a connection was held at any size, in seconds, by Little's law.
     pub fn shortest_use(&self) -> Option<f64> {
         let use_time = |seen: &Seen| {
-            let slowest = seen.ln_rate() - USE_TIME_MARGIN * (self.scatter * seen.variance()).sqrt();
+            let slowest = seen.ln_rate() - USE_TIME_MARGIN * self.variance(seen).sqrt();
             seen.size as f64 / slowest.exp()
         };
         self.known().map(use_time).min_by(f64::total_cmp)

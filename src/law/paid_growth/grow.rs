@@ -57,7 +57,8 @@ impl PaidGrowthController {
         let needed = (size + 1) as f64 <= need;
         let Some(here) = here else { return self.grow_unproven(now, sample, need) };
         let (believed, shown) = self.elasticity_here(&here);
-        if believed < self.law.pays || !(needed || shown.value - DECIDED * shown.error >= self.law.pays) {
+        let surely = |e: Estimate| e.value - DECIDED * e.error >= self.law.pays;
+        if believed < self.law.pays || !(needed || (surely(shown) && surely(self.slope_here(&here)))) {
             return self.hold(now, sample, Some(here), not_paying(sample, shown));
         }
         let to = self.step(sample, believed, need);

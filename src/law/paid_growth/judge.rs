@@ -2,6 +2,7 @@
 
 use super::PaidGrowthController;
 use super::evidence::{Estimate, Seen};
+use super::fit::Fit;
 use super::grow::FEWEST;
 use super::trial::Trials;
 
@@ -18,6 +19,11 @@ const PROVEN: f64 = 2.5;
 const NEAR: (f64, f64, f64) = (1.0, 300.0, 0.15);
 /// Ratio of sizes between which elasticity says more than noise.
 const SPAN: f64 = 1.5;
+/// What is believed of the bend of throughput over size, in ln over ln: half of what the elasticity loses from one size to
+/// one e times as large.
+const BEND: Estimate = Estimate { value: -0.3, error: 0.5 };
+/// Variance that a parabola has left at a size e times as large or small, in ln of the throughput; it grows with the cube.
+const MISFIT: f64 = 0.1;
 /// What was shown while no smaller size was seen.
 pub(super) const UNSEEN: Estimate = Estimate { value: BELIEVED.value, error: f64::INFINITY };
 
@@ -33,10 +39,7 @@ impl PaidGrowthController {
             if less.size as f64 * SPAN > here.size as f64 || less.completions < FEWEST_BELOW {
                 continue;
             }
-            let own = self.evidence.elasticity(less, here);
-            // A share f of the load sees e_own = 1 - f (1 - e).
-            let whole =
-                Estimate { value: 1.0 - (1.0 - own.value) / self.share, error: own.error / self.share };
+            let whole = self.of_the_whole(self.evidence.elasticity(less, here));
             let weight = whole.error.powi(-2);
             believed = believed.min((prior * BELIEVED.value + weight * whole.value) / (prior + weight));
             if whole.error < shown.error {
@@ -44,6 +47,25 @@ impl PaidGrowthController {
             }
         }
         (believed, shown)
+    }
+
+    /// The slope of a parabola through all that is known, the nearer the more it counts, with what is believed beforehand:
+    /// beyond the knee it falls long before the mean over the way from a small size does.
+    pub(super) fn slope_here(&self, here: &Seen) -> Estimate {
+        let f = self.share;
+        let slope = Estimate { value: 1.0 - f * (1.0 - BELIEVED.value), error: f * BELIEVED.error };
+        let mut fit = Fit::new(slope, Estimate { value: f * BEND.value, error: f * BEND.error });
+        for seen in self.evidence.known().filter(|seen| seen.completions >= FEWEST_BELOW) {
+            let away = (seen.size as f64 / here.size as f64).ln();
+            let misfit = f * f * MISFIT * away.abs().powi(3);
+            fit.add(away, seen.ln_rate(), 1.0 / (self.evidence.variance(seen) + misfit));
+        }
+        self.of_the_whole(fit.slope())
+    }
+
+    /// A share f of the load sees e_own = 1 - f (1 - e).
+    fn of_the_whole(&self, own: Estimate) -> Estimate {
+        Estimate { value: 1.0 - (1.0 - own.value) / self.share, error: own.error / self.share }
     }
 
     /// ln of the throughput, less what so many connections must bring.

@@ -1,6 +1,7 @@
 //! The default law: grows while growth pays.
 
 mod evidence;
+mod fit;
 mod grow;
 mod judge;
 mod load;
@@ -173,7 +174,7 @@ impl PaidGrowthController {
             return stay;
         }
         let peak_in_use = self.load.peak_in_use();
-        let used = (peak_in_use as f64 * SHRINK.2).ceil() as usize;
+        let used = ((peak_in_use as f64 * SHRINK.2).round() as usize).max(peak_in_use.saturating_add(1));
         if used.max(sample.min_size) >= size {
             return stay;
         }
