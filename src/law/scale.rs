@@ -172,14 +172,14 @@ pub enum Reason {
         /// When it is tried again.
         expires_in: Duration,
     },
-    /// A size 15 % or more away is tried for a moment, or was tried and is left again.
+    /// A size 15 % or more away is tried for a moment.
     Probe {
         /// From this size.
         from: usize,
         /// To this one.
         to: usize,
     },
-    /// A size less than 15 % away is tried, or was tried and is left again.
+    /// A size less than 15 % away is tried.
     Adjusting {
         /// From this size.
         from: usize,
@@ -191,6 +191,13 @@ pub enum Reason {
         /// From this size.
         from: usize,
         /// To this one.
+        to: usize,
+    },
+    /// A size that was tried is not worth more than the one before: the pool goes back there.
+    TrialEnded {
+        /// From the size that was tried.
+        from: usize,
+        /// To the one before.
         to: usize,
     },
     /// The queue asks for growth, but something else is wrong, and more connections would not help.
@@ -242,6 +249,7 @@ impl Reason {
             Self::Probe { .. } => "probe",
             Self::Adjusting { .. } => "adjusting",
             Self::TrialKept { .. } => "trial_kept",
+            Self::TrialEnded { .. } => "trial_ended",
             Self::Vetoed { .. } => "vetoed",
             Self::Drained { .. } => "drained",
             Self::IdleTimeout { .. } => "idle_timeout",

@@ -217,10 +217,8 @@ impl PaidGrowthController {
 
 /// Back to where a trial began.
 pub(super) fn end_trial(trial: Trial) -> Decision {
-    let Trial { from: target, to: from, near, .. } = trial;
-    let reason =
-        if near { Reason::Adjusting { from, to: target } } else { Reason::Probe { from, to: target } };
-    Decision { target, reason }
+    let Trial { from, to, .. } = trial;
+    Decision { target: from, reason: Reason::TrialEnded { from: to, to: from } }
 }
 
 /// Why it grows: as what was shown says, or because the load needs it and nothing was shown yet.
