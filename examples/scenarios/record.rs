@@ -119,8 +119,9 @@ impl Record {
                 self.instances.push(Turns::new(snapshot.target));
             }
             let turns = &mut self.instances[number];
+            let reason = snapshot.last_decision.reason;
             if snapshot.target != turns.target {
-                let (reason, queue_depth) = (snapshot.last_decision.reason, snapshot.queue_depth);
+                let queue_depth = snapshot.queue_depth;
                 let (from, to) = (turns.target, snapshot.target);
                 self.moves.push(Move { at: now, instance: number, from, to, queue_depth, reason });
                 turns.see(snapshot.target, reason.code());
@@ -128,6 +129,8 @@ impl Record {
                     turns.reversals = 0;
                 }
             }
+            // A probe lasts until the law says something else: when it is kept, the target does not move.
+            turns.probing &= reason.code().starts_with("probe");
             self.instance_looks += 1;
             self.probing_looks += u64::from(turns.probing);
             let bin = &mut self.bins[index];
