@@ -13,9 +13,11 @@ const QUEUE: f64 = 0.05;
 /// Completions over which the use time of a database that nothing waits for is a mean: of long and short queries mixed,
 /// fewer say little.
 const LOW_MEMORY: f64 = 300.0;
-/// Fewest of them that say anything. An instance that has a share of the load goes by as much less: what it could see
-/// instead, of a saturated database, grows as its siblings do, and all of them would grow in turn.
+/// Fewest of them that say anything: of those that began together the short ones end first.
 const LOW_FEWEST: f64 = 30.0;
+/// And with siblings on the database: what one would go by instead, uses while it is saturated, grows as the siblings do,
+/// and all of them would grow in turn.
+const LOW_FEWEST_SHARED: f64 = 1.0;
 /// Between two samples, when the driver is alive. A longer one saw a stall of the program, not of the database.
 const LONGEST_TICK: Duration = Duration::from_millis(200);
 /// Periods over which the peak use is remembered: six of half a second.
@@ -111,7 +113,8 @@ impl Load {
     /// needs. A mean of those that ended would be too short, as the short ones end first.
     fn low_use(&self) -> Option<f64> {
         let (held, completions) = self.low;
-        (completions >= (LOW_FEWEST * self.share).max(1.0)).then(|| held / completions)
+        let fewest = if self.share < 1.0 { LOW_FEWEST_SHARED } else { LOW_FEWEST };
+        (completions >= fewest).then(|| held / completions)
     }
 
     /// A use that failed at once is no measure.
