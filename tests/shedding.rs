@@ -261,6 +261,18 @@ async fn who_would_wait_for_too_long_is_refused_on_arrival_and_who_comes_too_lat
 }
 
 #[tokio::test(start_paused = true)]
+async fn in_a_stall_only_the_counts_bind_so_that_somebody_is_there_when_it_is_over() {
+    let limiter = one_permit(500, 1_000);
+    let _held = held_after_100_ms(&limiter).await;
+    let _line = line_up(&limiter, 5);
+    let refused = || verdict(&limiter, Deadline::within(ms(300)));
+    assert_eq!(refused(), Some(ShedReason::EstimatedWait), "as long as a use takes 100 ms");
+    sleep(ms(1_100)).await;
+    assert_eq!(limiter.gate().snapshot().queue_depth, 5);
+    assert_eq!(refused(), None, "nobody knows how long one takes now");
+}
+
+#[tokio::test(start_paused = true)]
 async fn nothing_is_refused_while_a_permit_is_idle_or_fewer_wait_than_there_are_permits() {
     let limiter = Limiter::builder().min_size(4).max_size(4).soft_cap(0).hard_cap(9).seed(7).build().unwrap();
     let mut held = vec![held_after_100_ms(&limiter).await];
