@@ -869,6 +869,31 @@ async fn a_commit_after_the_deadline_is_not_sent_and_the_transaction_is_rolled_b
     assert_eq!(connection.query("select * from t", &[]).await.unwrap().len(), 1);
 }
 
+#[tokio::test]
+async fn a_copy_that_ends_after_the_deadline_stores_nothing_and_its_connection_goes_on() {
+    let db = Db::start().await;
+    let pool = open(db.builder(|backend| backend).max_size(1)).await;
+    pool.acquire().await.unwrap().batch_execute("create table t (id int)").await.unwrap();
+    let deadline = Deadline::within(Duration::from_millis(200));
+    let connection = pool.acquire_with(deadline).await.unwrap();
+    let before = pid(&connection).await;
+    let mut copy = connection.copy_in("copy t from stdin").await.unwrap();
+    copy.send("1\n").await.unwrap();
+    pass(deadline).await;
+    let late = copy.finish().await.unwrap_err();
+    assert!(matches!(late, QueryError::Timeout(_)), "{late}");
+
+    drop(connection);
+    let next = timeout(SOON, pool.acquire_with(Deadline::within(SOON))).await.unwrap().unwrap();
+    assert_eq!(pid(&next).await, before, "in step with the server, and settled");
+    assert!(next.query("select * from t", &[]).await.unwrap().is_empty());
+    let mut copy = next.copy_in("copy t from stdin").await.unwrap();
+    copy.send("2\n").await.unwrap();
+    assert_eq!(copy.finish().await.unwrap(), 1, "in time it is stored");
+    let queries = pool.snapshot().queries;
+    assert_eq!((queries.timed_out, queries.started), (1, queries.ok + 1));
+}
+
 #[cfg(feature = "axum")]
 mod router {
     use axum::{Router, body::Body, extract::Path, routing::get};

@@ -110,13 +110,19 @@ impl<'a> CopyIn<'a> {
     /// Ends the data, and returns how many rows were stored.
     ///
     /// # Errors
-    /// The server's error, about any of the data; [`QueryError::Timeout`] when it is not done `query_timeout` after the
-    /// last piece. Nothing is stored then, except that after a time-out only the server knows.
+    /// The server's error, about any of the data; [`QueryError::Timeout`] when the request's deadline has passed before, or
+    /// it is not done `query_timeout` after the last piece. Nothing is stored then, except that after `query_timeout` only
+    /// the server knows.
     pub async fn finish(mut self) -> Result<u64, QueryError> {
         if self.step.query.is_none() {
             return Err(QueryError::CopyUnfinished);
         }
-        let completed = timeout_at(self.limit.next(), complete(self.sink.as_mut())).await;
+        if self.limit.has_passed() {
+            return Err(self.too_late().await);
+        }
+        // As a COMMIT: once the end is sent, its answer is waited for.
+        let limit = Limit { until: None, ..self.limit };
+        let completed = timeout_at(limit.next(), complete(self.sink.as_mut())).await;
         let error = match completed {
             Ok(Ok(rows)) => {
                 self.step.known = true;
@@ -126,6 +132,15 @@ impl<'a> CopyIn<'a> {
             Err(_) => None,
         };
         Err(self.step.fail(error, self.client, self.limit).await)
+    }
+
+    /// Past the deadline it is given up, so that nothing is stored.
+    async fn too_late(self) -> QueryError {
+        let Self { sink, mut step, client, limit } = self;
+        drop(sink);
+        let late = step.query.take().map_or(QueryError::CopyUnfinished, Running::time_out);
+        step.prove(client, limit).await;
+        late
     }
 
     /// Gives it up: nothing is stored. In a transaction, that has failed then.

@@ -29,7 +29,7 @@ impl Limit {
         self.until.map_or(next, |until| next.min(until.instant()))
     }
 
-    fn has_passed(self) -> bool {
+    pub fn has_passed(self) -> bool {
         self.until.is_some_and(|until| until.remaining().is_zero())
     }
 }
