@@ -10,12 +10,12 @@ use crate::scenario::{SCENARIOS, Scenario};
 #[derive(Debug, Parser)]
 #[command(name = "load_test")]
 pub struct Args {
-    /// What load to send: incident, burst, cpu, lock or lock-nowait; may be given several times.
+    /// What load to send: incident, burst, cpu, lock, lock-nowait, cpu-3x or retry-storm; may be given several times.
     #[arg(long = "scenario", value_name = "NAME", value_parser = Scenario::named, default_value = SCENARIOS[0].name)]
     pub scenarios: Vec<&'static Scenario>,
 
     /// What pool to put behind the server; may be given several times.
-    #[arg(long = "pool", value_name = "static:N|fixed:N|adaptive", default_values = ["static:20", "static:50", "adaptive"])]
+    #[arg(long = "pool", value_name = "static:N|fixed:N|naive:N|load-shed:N|little:N|adaptive", default_values = ["static:20", "static:50", "adaptive"])]
     pub pools: Vec<PoolSpec>,
 
     /// Use this PostgreSQL instead of starting a throw-away one.
@@ -30,7 +30,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
 
-    /// How long each phase lasts.
+    /// How long each phase lasts; a retry-storm lasts twelve times that.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=600))]
     pub phase_seconds: u32,
 
@@ -64,9 +64,9 @@ impl Args {
     /// What was typed; otherwise explains itself on stderr and exits with 2.
     pub fn from_command_line() -> Self {
         let args = Self::parse();
-        let smallest = args.scenarios.iter().map(|scenario| args.min_size(scenario)).max().unwrap_or(1);
-        if smallest > args.max_size.get() {
-            let sentence = format!("--min-size {smallest} is larger than --max-size {}", args.max_size);
+        let sizes = args.scenarios.iter().map(|scenario| (args.min_size(scenario), args.max_size(scenario)));
+        if let Some((smallest, largest)) = sizes.into_iter().find(|(smallest, largest)| smallest > largest) {
+            let sentence = format!("--min-size {smallest} is larger than --max-size {largest}");
             Self::command().error(ErrorKind::ValueValidation, sentence).exit();
         }
         args
@@ -76,6 +76,11 @@ impl Args {
     pub fn min_size(&self, scenario: &Scenario) -> usize {
         self.min_size.map_or(scenario.min_size, NonZeroUsize::get)
     }
+
+    /// How many connections it never exceeds in a scenario.
+    pub fn max_size(&self, scenario: &Scenario) -> usize {
+        self.max_size.get().min(scenario.bears)
+    }
 }
 
 /// A pool as named on the command line, and in every table after that.
@@ -83,6 +88,12 @@ impl Args {
 pub enum PoolSpec {
     /// Plain deadpool-postgres of this fixed size.
     Static(NonZeroUsize),
+    /// The same behind a plain cap of 1,600 waiters.
+    Naive(NonZeroUsize),
+    /// The same behind tower's LoadShed and ConcurrencyLimit of this size.
+    LoadShed(NonZeroUsize),
+    /// The same behind little-loadshedder.
+    Little(NonZeroUsize),
     /// The pool of this crate behind its layer, kept at this size.
     Fixed(NonZeroUsize),
     /// The pool of this crate behind its layer.
@@ -91,10 +102,14 @@ pub enum PoolSpec {
 
 impl PoolSpec {
     /// The most connections it may ever have.
-    pub fn most(self, args: &Args) -> usize {
+    pub fn most(self, args: &Args, scenario: &Scenario) -> usize {
         match self {
-            Self::Static(size) | Self::Fixed(size) => size.get(),
-            Self::Adaptive => args.max_size.get(),
+            Self::Static(size)
+            | Self::Naive(size)
+            | Self::LoadShed(size)
+            | Self::Little(size)
+            | Self::Fixed(size) => size.get(),
+            Self::Adaptive => args.max_size(scenario),
         }
     }
 }
@@ -106,9 +121,20 @@ impl FromStr for PoolSpec {
         if text == "adaptive" {
             return Ok(Self::Adaptive);
         }
-        let sized = |kind| text.strip_prefix(kind).and_then(|size| size.parse().ok());
-        sized("static:").map(Self::Static).or_else(|| sized("fixed:").map(Self::Fixed)).ok_or(
-            "a pool is `adaptive`, or `static:N` (deadpool) or `fixed:N` (ours) with a size N of at least 1, as in `static:20`",
+        let sized = |(kind, size): (&str, &str)| {
+            let size = size.parse().ok()?;
+            match kind {
+                "static" => Some(Self::Static(size)),
+                "naive" => Some(Self::Naive(size)),
+                "load-shed" => Some(Self::LoadShed(size)),
+                "little" => Some(Self::Little(size)),
+                "fixed" => Some(Self::Fixed(size)),
+                _ => None,
+            }
+        };
+        text.split_once(':').and_then(sized).ok_or(
+            "a pool is `adaptive`, or `static:N` (deadpool), `naive:N`, `load-shed:N` or `little:N` (deadpool behind others' \
+             caps) or `fixed:N` (ours) with a size N of at least 1, as in `static:20`",
         )
     }
 }
@@ -117,6 +143,9 @@ impl fmt::Display for PoolSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Static(size) => write!(f, "static:{size}"),
+            Self::Naive(size) => write!(f, "naive:{size}"),
+            Self::LoadShed(size) => write!(f, "load-shed:{size}"),
+            Self::Little(size) => write!(f, "little:{size}"),
             Self::Fixed(size) => write!(f, "fixed:{size}"),
             Self::Adaptive => f.write_str("adaptive"),
         }

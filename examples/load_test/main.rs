@@ -85,7 +85,8 @@ async fn run(args: &Args) -> Result<(), Error> {
             .open(path)
             .map_err(|error| cannot_write(path, &error))?;
     }
-    let largest = args.pools.iter().map(|pool| pool.most(args)).max().unwrap_or_default();
+    let most = |scenario| args.pools.iter().map(move |pool| pool.most(args, scenario));
+    let largest = args.scenarios.iter().flat_map(|scenario| most(scenario)).max().unwrap_or_default();
     let mut database = Database::open(args.database_url.as_deref(), largest).await?;
     let mut runs = Vec::new();
     for scenario in &args.scenarios {
@@ -120,11 +121,17 @@ async fn run_one(
     scenario: &'static Scenario,
     pool: PoolSpec,
 ) -> Result<Run, Error> {
-    database.prepare(scenario.work, pool.most(args)).await?;
+    database.prepare(scenario.work, pool.most(args, scenario)).await?;
     let server = server::serve(database, args, pool, scenario).await?;
-    let plan = Plan { server: server.addr(), phases: scenario.phases(args.phase_seconds) };
+    let Scenario { budget_ms, retries, .. } = *scenario;
+    let plan =
+        Plan { server: server.addr(), phases: scenario.phases(args.phase_seconds), budget_ms, retries };
     let mut display = Display::new(format!("{} × {pool}", scenario.name), &plan.phases);
-    let load = generate(&plan, |progress| display.update(progress)).await?;
+    let load = generate(&plan, |progress| {
+        display.update(progress);
+        server::RunningServer::enter_phase(scenario, display.phase_at(progress.t_s));
+    })
+    .await?;
     Ok(Run::new(scenario, pool, load, server.finish(database).await?))
 }
 
@@ -132,7 +139,7 @@ async fn run_one(
 async fn check_generator() -> Result<(), Error> {
     let server = HttpServer::start(Router::new().route("/", get(|| async {}))).await?;
     let phase = Phase { name: "check".into(), rate_per_s: 6_000, seconds: 3 };
-    let plan = Plan { server: server.addr, phases: vec![phase] };
+    let plan = Plan { server: server.addr, phases: vec![phase], budget_ms: None, retries: 0 };
     let total = generate(&plan, |_| ()).await?.total;
     println!(
         "{} requests at 6,000/s to a handler that does nothing, {} served: lag p99 {}, latency p50 {}, p99 {}, p99.9 {}",

@@ -50,7 +50,7 @@ impl Display {
     }
 
     /// Which phase it is; past the last, their number.
-    fn phase_at(&self, t_s: f64) -> usize {
+    pub fn phase_at(&self, t_s: f64) -> usize {
         let mut ends = self.phases.iter().scan(0, |end, phase| {
             *end += phase.seconds;
             Some(f64::from(*end))

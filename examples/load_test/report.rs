@@ -4,7 +4,10 @@ use serde::Serialize;
 
 use crate::{
     args::PoolSpec,
-    generator::stats::{Figures, GeneratorReport, Moment, quantile},
+    generator::{
+        stats::{Figures, GeneratorReport, Moment, quantile},
+        storm::{Answers, StormFigures},
+    },
     scenario::{Phase, Scenario},
 };
 
@@ -70,6 +73,8 @@ pub struct Run {
     pub ledger: Option<LedgerCounts>,
     pub phases: Vec<RunPhase>,
     pub timeline: Vec<TimelineRow>,
+    /// Where clients try again.
+    pub storm: Option<StormFigures>,
 }
 
 #[derive(Debug, Serialize)]
@@ -123,6 +128,7 @@ impl Run {
                 .into_iter()
                 .map(|moment| server.beside(moment, load.started_unix_s))
                 .collect(),
+            storm: load.storm,
             ledger: server.ledger,
             server: ServerFigures {
                 acquire_p99_ms: p99_ms(server.acquires.iter()),
@@ -142,21 +148,30 @@ impl Run {
         let Some(ledger) = self.ledger else {
             return Ok(());
         };
+        let load = &self.load;
+        let once = Answers {
+            served: load.served,
+            shed: load.shed,
+            shed_without_retry_after: load.shed_without_retry_after,
+            timeouts: load.timeouts,
+            errors: load.errors,
+        };
+        let answers = self.storm.as_ref().map_or(once, |storm| storm.answers);
         let pairs = [
-            ("503s", self.load.shed, "requests and acquires shed", ledger.layer_shed + ledger.gate_shed),
+            ("503s", answers.shed, "requests and acquires shed", ledger.layer_shed + ledger.gate_shed),
             (
                 "504s",
-                self.load.timeouts,
+                answers.timeouts,
                 "acquires and queries timed out",
                 ledger.acquire_timeouts + ledger.query_timeouts,
             ),
             (
                 "queries behind the 200s",
-                self.load.served * ledger.queries_per_request.unwrap_or(0),
+                answers.served * ledger.queries_per_request.unwrap_or(0),
                 "queries ok",
                 ledger.queries_per_request.map_or(0, |_| ledger.queries_ok),
             ),
-            ("503s without Retry-After", self.load.shed_without_retry_after, "allowed", 0),
+            ("503s without Retry-After", answers.shed_without_retry_after, "allowed", 0),
         ];
         let wrong = pairs.iter().filter(|(_, received, _, counted)| received != counted);
         let sentences: Vec<_> = wrong

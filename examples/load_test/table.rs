@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use comfy_table::{Attribute, Cell, CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 
-use crate::{args::Args, report::Run, scenario::Scenario};
+use crate::{args::Args, generator::storm::StormFigures, report::Run, scenario::Scenario};
 
 /// A line of the table: what it says, and how it reads in one run.
 type Line = (&'static str, fn(&Run) -> String);
@@ -37,6 +37,12 @@ pub fn comparison(runs: &[Run], args: &Args) -> String {
     for group in runs.chunk_by(|a, b| a.scenario == b.scenario) {
         let _ = writeln!(text, "{}", table(group));
         let min_size = Scenario::named(group[0].scenario).map_or(0, |scenario| args.min_size(scenario));
+        for (run, storm) in group.iter().filter_map(|run| Some((run, run.storm.as_ref()?))) {
+            let _ = writeln!(text, "{}", storm_sentence(&run.pool, storm));
+        }
+        if group[0].storm.is_some() {
+            continue;
+        }
         if let Some(sentence) = summary(group, min_size) {
             let _ = writeln!(text, "{sentence}");
         }
@@ -55,6 +61,17 @@ fn table(runs: &[Run]) -> Table {
         table.add_row([Cell::new(name)].into_iter().chain(values));
     }
     table
+}
+
+fn storm_sentence(pool: &str, storm: &StormFigures) -> String {
+    let back = storm.back_s.map_or("never back".into(), |s| format!("back after {s:.1} s"));
+    let seconds: Vec<_> = storm.good_by_second.iter().map(u64::to_string).collect();
+    format!(
+        "{pool}: {back}; {:.3} of the best possible, {:.3} of all requests; good by second: {}",
+        storm.of_best,
+        storm.of_offered,
+        seconds.join(" ")
+    )
 }
 
 /// What a stranger should take away; only where there is something to compare.

@@ -10,7 +10,7 @@ use hyper::{
     Request, Response, StatusCode,
     body::{Body, Bytes, Incoming},
     client::conn::http2::{Builder, SendRequest},
-    header::RETRY_AFTER,
+    header::{HeaderName, HeaderValue, RETRY_AFTER},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
@@ -20,15 +20,19 @@ use super::stats::Outcome;
 /// Enough that no connection's lock or window becomes the bottleneck; more only cost further system calls.
 const CONNECTIONS: usize = 4;
 
+/// How long the client waits for its answer, in milliseconds: for a server that is told to look.
+pub const BUDGET: HeaderName = HeaderName::from_static("x-budget-ms");
+
 pub struct Client {
     connections: Vec<SendRequest<Empty<Bytes>>>,
     turn: usize,
     url: hyper::Uri,
+    budget: Option<HeaderValue>,
 }
 
 impl Client {
     /// Opens the connections, so that no request has to.
-    pub async fn connect(server: SocketAddr) -> io::Result<Self> {
+    pub async fn connect(server: SocketAddr, budget_ms: Option<u32>) -> io::Result<Self> {
         let mut connections = Vec::new();
         for _ in 0..CONNECTIONS {
             let stream = TcpStream::connect(server).await?;
@@ -42,7 +46,7 @@ impl Client {
             connections.push(sender);
         }
         let url = format!("http://{server}/").parse().map_err(io::Error::other)?;
-        Ok(Self { connections, turn: 0, url })
+        Ok(Self { connections, turn: 0, url, budget: budget_ms.map(HeaderValue::from) })
     }
 
     /// Sends a request now; the future resolves when its answer has been read to the end.
@@ -50,6 +54,7 @@ impl Client {
         self.turn = (self.turn + 1) % self.connections.len();
         let mut request = Request::new(Empty::new());
         *request.uri_mut() = self.url.clone();
+        request.headers_mut().extend(self.budget.clone().map(|budget| (BUDGET, budget)));
         let answer = self.connections[self.turn].send_request(request);
         async move {
             match answer.await {
@@ -68,9 +73,9 @@ async fn outcome(response: Response<Incoming>) -> Outcome {
     match head.status {
         StatusCode::OK => Outcome::Served,
         StatusCode::SERVICE_UNAVAILABLE => {
-            // Our servers send whole seconds; a date would be valid HTTP, but not what they promise.
+            // Our servers send whole seconds, two minutes at most; a date would be valid HTTP, but not what they promise.
             let value = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-            Outcome::Shed { retry_after: value.is_some_and(|value| value.parse::<u32>().is_ok()) }
+            Outcome::Shed { retry_after: value.and_then(|value| value.parse().ok()) }
         }
         StatusCode::GATEWAY_TIMEOUT => Outcome::Timeout,
         _ => Outcome::Error,

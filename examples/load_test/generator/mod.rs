@@ -3,9 +3,11 @@
 //! The parent writes a [`Plan`] as one line of JSON and reads [`Line`]s back; when the parent goes away, so does this.
 
 pub mod child;
-mod client;
+pub mod client;
 mod pace;
+mod retry;
 pub mod stats;
+pub mod storm;
 
 use std::{
     io::{self, BufRead, Write},
@@ -15,12 +17,13 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{StreamExt, future::Either, stream::FuturesUnordered};
 use serde::{Deserialize, Serialize};
 use tokio::{sync::mpsc, time};
 
 use self::{
     client::Client,
+    retry::Storm,
     stats::{GIVE_UP, GeneratorReport, Outcome, Record},
 };
 use crate::scenario::Phase;
@@ -30,6 +33,10 @@ use crate::scenario::Phase;
 pub struct Plan {
     pub server: SocketAddr,
     pub phases: Vec<Phase>,
+    /// How long a client waits for its answer; the server is told.
+    pub budget_ms: Option<u32>,
+    /// How often a client tries again that was refused or waited in vain.
+    pub retries: u32,
 }
 
 /// What the generator writes to its stdout: progress ten times a second, the report at the end.
@@ -65,7 +72,14 @@ pub fn main() -> io::Result<()> {
 }
 
 async fn run(plan: Plan) -> io::Result<GeneratorReport> {
-    let mut client = Client::connect(plan.server).await?;
+    let mut client = Client::connect(plan.server, plan.budget_ms).await?;
+    let storm = match plan.budget_ms.filter(|_| plan.retries > 0) {
+        Some(budget_ms) => {
+            let client = Client::connect(plan.server, plan.budget_ms).await?;
+            Some(Storm::new(client, Duration::from_millis(budget_ms.into()), plan.retries))
+        }
+        None => None,
+    };
     let (sender, mut due) = mpsc::unbounded_channel();
     let total = plan.phases.iter().map(|phase| Duration::from_secs(phase.seconds.into())).sum::<Duration>();
     let started_unix_s = unix_s(SystemTime::now());
@@ -85,7 +99,10 @@ async fn run(plan: Plan) -> io::Result<GeneratorReport> {
                 Some(intended) => {
                     let index = records.len();
                     records.push(Record::sent(intended, start.elapsed()));
-                    let answer = client.send();
+                    let answer = match &storm {
+                        Some(storm) => Either::Left(storm.request(index)),
+                        None => Either::Right(client.send()),
+                    };
                     in_flight.push(async move { (index, answer.await, start.elapsed()) });
                     progress.offered += 1;
                 }
@@ -103,7 +120,14 @@ async fn run(plan: Plan) -> io::Result<GeneratorReport> {
             () = &mut give_up => break,
         }
     }
-    Ok(GeneratorReport::new(started_unix_s, &plan.phases, &records))
+    let report = GeneratorReport::new(started_unix_s, &plan.phases, &records);
+    Ok(match storm {
+        Some(storm) => {
+            let answers = storm.all_answered().await;
+            GeneratorReport { storm: Some(storm::figures(&plan.phases, &records, answers)), ..report }
+        }
+        None => report,
+    })
 }
 
 fn write_line(line: &Line) -> io::Result<()> {

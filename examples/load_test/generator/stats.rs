@@ -4,13 +4,17 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::storm::StormFigures;
 use crate::scenario::Phase;
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Served,
-    Shed { retry_after: bool },
+    /// With its `Retry-After` in seconds, where it had one.
+    Shed {
+        retry_after: Option<u8>,
+    },
     Timeout,
     Error,
 }
@@ -96,6 +100,8 @@ pub struct GeneratorReport {
     pub total: Figures,
     pub phases: Vec<PhaseFigures>,
     pub timeline: Vec<Moment>,
+    /// Where clients try again.
+    pub storm: Option<StormFigures>,
 }
 
 const MOMENT: Duration = Duration::from_millis(100);
@@ -125,6 +131,7 @@ impl GeneratorReport {
             total,
             phases: by_phase.into_iter().map(|(_, phase)| phase).collect(),
             timeline,
+            storm: None,
         }
     }
 }
@@ -151,7 +158,7 @@ fn figures(records: &[Record]) -> Figures {
         p999_ms: quantile_ms(&served, 0.999),
         shed: shed.len() as u64,
         shed_p99_ms: quantile_ms(&shed, 0.99),
-        shed_without_retry_after: count(Outcome::Shed { retry_after: false }),
+        shed_without_retry_after: count(Outcome::Shed { retry_after: None }),
         timeouts: count(Outcome::Timeout),
         errors: count(Outcome::Error),
         lag_p99_ms: quantile_ms(&sorted(records.iter().map(|record| record.lag_us)), 0.99),

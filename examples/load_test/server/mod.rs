@@ -3,9 +3,10 @@
 mod fixed;
 mod meter;
 mod own;
+mod peers;
 pub mod work;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::atomic::Ordering::Relaxed};
 
 use crate::{
     Error,
@@ -13,7 +14,7 @@ use crate::{
     database::Database,
     http::HttpServer,
     report::{LedgerCounts, ServerReport},
-    scenario::{Scenario, Work},
+    scenario::{SLOWED, Scenario, Work},
 };
 use meter::Meter;
 
@@ -35,23 +36,27 @@ pub async fn serve(
     pool: PoolSpec,
     scenario: &Scenario,
 ) -> Result<RunningServer, Error> {
-    let (work, waits) = (scenario.work, meter::Waits::default());
+    let waits = meter::Waits::default();
     let (router, meter, pool) = match pool {
-        PoolSpec::Static(size) => {
-            let pool = fixed::open(database.config(), size.get()).await?;
+        PoolSpec::Static(size)
+        | PoolSpec::Naive(size)
+        | PoolSpec::LoadShed(size)
+        | PoolSpec::Little(size) => {
+            let fixed = fixed::open(database.config(), size.get()).await?;
             let meter = Meter::start({
-                let pool = pool.clone();
-                move || fixed::sizes(&pool)
+                let fixed = fixed.clone();
+                move || fixed::sizes(&fixed)
             });
-            (fixed::router(pool.clone(), work, waits.clone()), meter, Pool::Fixed(pool))
+            let router = fixed::router(fixed.clone(), scenario.work, waits.clone());
+            (peers::in_front_of(router, pool), meter, Pool::Fixed(fixed))
         }
         PoolSpec::Fixed(_) | PoolSpec::Adaptive => {
-            let own = own::open(database.config(), args, pool, args.min_size(scenario)).await?;
+            let own = own::open(database.config(), args, pool, scenario).await?;
             let meter = Meter::start({
                 let gate = own.pool.gate().clone();
                 move || own::sizes(&gate)
             });
-            (own::router(&own.pool, work, waits.clone()), meter, Pool::Own(own, work))
+            (own::router(&own.pool, scenario, waits.clone())?, meter, Pool::Own(own, scenario.work))
         }
     };
     Ok(RunningServer { http: HttpServer::start(router).await?, meter: meter.with(waits), pool })
@@ -60,6 +65,11 @@ pub async fn serve(
 impl RunningServer {
     pub fn addr(&self) -> SocketAddr {
         self.http.addr
+    }
+
+    /// The database has a quarter of its speed from now on in the slow phase of a storm, and all of it in the others.
+    pub fn enter_phase(scenario: &Scenario, phase: usize) {
+        work::SLOW.store(scenario.retries > 0 && phase == SLOWED, Relaxed);
     }
 
     /// Stops, and tells what was seen.

@@ -13,8 +13,9 @@ use super::{Sizes, meter::Waits};
 use crate::{
     Error,
     args::{Args, PoolSpec},
+    generator::client::BUDGET,
     report::LedgerCounts,
-    scenario::Work,
+    scenario::{Scenario, Work},
     telemetry::Telemetry,
 };
 
@@ -26,11 +27,11 @@ pub struct Own {
     telemetry: Telemetry,
 }
 
-pub async fn open(config: &Config, args: &Args, pool: PoolSpec, min_size: usize) -> Result<Own, Error> {
+pub async fn open(config: &Config, args: &Args, pool: PoolSpec, scenario: &Scenario) -> Result<Own, Error> {
     let telemetry = Telemetry::from_env()?;
     let (min_size, max_size) = match pool {
-        PoolSpec::Static(size) | PoolSpec::Fixed(size) => (size.get(), size.get()),
-        PoolSpec::Adaptive => (min_size, args.max_size.get()),
+        PoolSpec::Adaptive => (args.min_size(scenario), pool.most(args, scenario)),
+        _ => (pool.most(args, scenario), pool.most(args, scenario)),
     };
     let builder = AdaptivePool::builder(Postgres::new(config.clone(), NoTls))
         .name("load_test")
@@ -46,12 +47,18 @@ pub async fn open(config: &Config, args: &Args, pool: PoolSpec, min_size: usize)
     Ok(Own { pool, telemetry })
 }
 
-pub fn router(pool: &AdaptivePool<Postgres>, work: Work, waits: Waits) -> Router {
-    Router::new()
+pub fn router(pool: &AdaptivePool<Postgres>, scenario: &Scenario, waits: Waits) -> Result<Router, Error> {
+    let layer = AdaptivePoolLayer::new(pool.clone());
+    let layer = match scenario.budget_ms {
+        Some(_) => layer.with_deadline_header(BUDGET.as_str())?,
+        None => layer,
+    };
+    let router = Router::new()
         .route("/", get(handle))
-        .layer(AdaptivePoolLayer::new(pool.clone()))
-        .layer(Extension((work, waits)))
-        .with_state(pool.clone())
+        .layer(layer)
+        .layer(Extension((scenario.work, waits)))
+        .with_state(pool.clone());
+    Ok(router)
 }
 
 async fn handle(db: Db, Extension((work, waits)): Extension<(Work, Waits)>) -> Result<&'static str, Answer> {

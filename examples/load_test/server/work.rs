@@ -1,5 +1,7 @@
 //! What one request does with a connection, the same over either pool.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
 use tokio_postgres::error::SqlState;
 use tower_adaptive_pool::{Connection, Postgres, QueryError};
 
@@ -14,6 +16,12 @@ pub const TABLES: &str = "
     vacuum analyze load_test_rows";
 
 const SLEEP: &str = "select pg_sleep(0.006)";
+const USUAL: &str = "select pg_sleep(0.02)";
+const SLOWED: &str = "select pg_sleep(0.08)";
+
+/// The database has a quarter of its speed, for work that can be slowed.
+pub static SLOW: AtomicBool = AtomicBool::new(false);
+
 /// About 5 ms of CPU on the machine this was written on (210/s over one connection there, 420/s over four on two cores).
 const BURN: &str = "select sum(sqrt(i)) from generate_series(1, 12000) i";
 const UPDATE: &str = "update load_test_counter set n = n + 1 where id = 1";
@@ -25,7 +33,7 @@ const SHORT_SUM: &str = "select sum(n) from load_test_rows where id <= 1000";
 macro_rules! run {
     ($work:expr, $db:ident) => {{
         match $work {
-            Work::Sleep6 | Work::Cpu5 => {
+            Work::Sleep6 | Work::Cpu5 | Work::Slowable => {
                 let statement = $db.prepare_cached($work.only_statement()).await?;
                 $db.query(&statement, &[]).await?;
             }
@@ -78,7 +86,7 @@ impl Work {
     /// Statements the ledger counts for each request that was served; `None` where each tries as often as it must.
     pub fn queries(self) -> Option<u64> {
         match self {
-            Self::Sleep6 | Self::Cpu5 => Some(1),
+            Self::Sleep6 | Self::Cpu5 | Self::Slowable => Some(1),
             // The sleep; begin, update, sum, commit.
             Self::HotRowLock => Some(5),
             Self::HotRowNowait => None,
@@ -98,6 +106,11 @@ impl Work {
     }
 
     fn only_statement(self) -> &'static str {
-        if self == Self::Cpu5 { BURN } else { SLEEP }
+        match self {
+            Self::Cpu5 => BURN,
+            Self::Slowable if SLOW.load(Relaxed) => SLOWED,
+            Self::Slowable => USUAL,
+            _ => SLEEP,
+        }
     }
 }

@@ -28,7 +28,7 @@ fn recovered_at_once_when_all_after_the_burst_are_served_in_time() {
 fn recovery_counts_to_the_first_of_the_hundred_not_to_the_last() {
     let recovery = recovery_of(|after| {
         after[10].latency_us = 10_001;
-        after[50].outcome = Outcome::Shed { retry_after: true };
+        after[50].outcome = Outcome::Shed { retry_after: Some(1) };
     });
     assert_eq!(recovery, Some(0.51));
 }
@@ -58,7 +58,7 @@ fn an_answer_that_never_came_or_came_too_late_is_an_error() {
 fn requests_are_binned_by_their_intended_send_time() {
     let (phases, mut records) = calm();
     records[10].latency_us = 3_000_000; // sent at 0.1 s, answered long after
-    records[29].outcome = Outcome::Shed { retry_after: true };
+    records[29].outcome = Outcome::Shed { retry_after: Some(1) };
     let timeline = GeneratorReport::new(0.0, &phases, &records).timeline;
 
     assert_eq!(timeline.len(), 60);
@@ -71,7 +71,7 @@ fn requests_are_binned_by_their_intended_send_time() {
 #[test]
 fn outcomes_are_counted_in_the_phase_they_were_sent_in() {
     let (phases, mut records) = calm();
-    records[199].outcome = Outcome::Shed { retry_after: false };
+    records[199].outcome = Outcome::Shed { retry_after: None };
     records[200].latency_us = 100_001;
     let report = GeneratorReport::new(0.0, &phases, &records);
     let [baseline, burst, _] = &report.phases[..] else { panic!("three phases") };
