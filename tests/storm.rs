@@ -23,8 +23,8 @@ const RETRIES: u32 = 3;
 const CORES: f64 = 20.0;
 const WORK: f64 = 0.020;
 const CAPACITY: f64 = CORES / WORK;
-/// The loop's step: fine against the work, and a divisor of tokio's millisecond.
-const STEP: Duration = Duration::from_micros(500);
+/// The loop's step, as fine as tokio's timers.
+const STEP: Duration = Duration::from_millis(1);
 /// Goodput is counted by hundredths of a second.
 const BIN: Duration = Duration::from_millis(10);
 const BINS_A_SECOND: usize = 100;
@@ -326,7 +326,7 @@ fn expired(load: f64, classes: &'static [Class]) -> Vec<(Class, f64)> {
         let world = World::new(limiter, true, Random(1));
         let ends = Arc::new(Mutex::new(Vec::new()));
         world
-            .play(20, load * CAPACITY, &mut Random(2), |world, number| {
+            .play(10, load * CAPACITY, &mut Random(2), |world, number| {
                 let class = classes[number as usize % classes.len()];
                 let (answer, ends) = (world.send(class), ends.clone());
                 tokio::spawn(async move {

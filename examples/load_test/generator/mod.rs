@@ -73,10 +73,10 @@ pub fn main() -> io::Result<()> {
 
 async fn run(plan: Plan) -> io::Result<GeneratorReport> {
     let mut client = Client::connect(plan.server, plan.budget_ms).await?;
-    let storm = match plan.budget_ms.filter(|_| plan.retries > 0) {
+    let retrying = match plan.budget_ms.filter(|_| plan.retries > 0) {
         Some(budget_ms) => {
             let client = Client::connect(plan.server, plan.budget_ms).await?;
-            Some(Storm::new(client, Duration::from_millis(budget_ms.into()), plan.retries))
+            Some((client, Duration::from_millis(budget_ms.into())))
         }
         None => None,
     };
@@ -84,6 +84,8 @@ async fn run(plan: Plan) -> io::Result<GeneratorReport> {
     let total = plan.phases.iter().map(|phase| Duration::from_secs(phase.seconds.into())).sum::<Duration>();
     let started_unix_s = unix_s(SystemTime::now());
     let start = Instant::now();
+    let storm =
+        retrying.map(|(client, budget)| Storm::new(client, budget, plan.retries, (start + total).into()));
     let phases = plan.phases.clone();
     thread::spawn(move || pace::pace(start, &phases, &sender));
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use tokio::time::{self, Sleep};
+use tokio::time::{self, Instant, Sleep};
 use tower::{
     Service, ServiceExt,
     retry::{Policy, Retry},
@@ -27,19 +27,21 @@ const JITTER: Duration = Duration::from_millis(50);
 pub struct Storm {
     attempts: Attempts,
     retries: u32,
+    end: Instant,
 }
 
 impl Storm {
-    pub fn new(client: Client, budget: Duration, retries: u32) -> Self {
+    /// Nobody tries again after `end`.
+    pub fn new(client: Client, budget: Duration, retries: u32, end: Instant) -> Self {
         let shared = Shared { client, answers: Answers::default(), on_the_way: 0 };
-        Self { attempts: Attempts { shared: Arc::new(Mutex::new(shared)), budget }, retries }
+        Self { attempts: Attempts { shared: Arc::new(Mutex::new(shared)), budget }, retries, end }
     }
 
     /// One request with all its attempts; every second client honours Retry-After.
     pub fn request(&self, index: usize) -> impl Future<Output = Outcome> + use<> {
         // By the golden ratio: spread evenly, and the same in every run.
         let jitter = JITTER.mul_f64((index as f64 * 0.618_033_988_75).fract());
-        let manners = Manners { left: self.retries, honours: index.is_multiple_of(2), jitter };
+        let manners = Manners { left: self.retries, honours: index.is_multiple_of(2), jitter, end: self.end };
         let attempts = Retry::new(manners, self.attempts.clone()).oneshot(());
         async move {
             let Ok(outcome) = attempts.await;
@@ -66,6 +68,7 @@ struct Manners {
     left: u32,
     honours: bool,
     jitter: Duration,
+    end: Instant,
 }
 
 impl Policy<(), Outcome, Infallible> for Manners {
@@ -77,12 +80,13 @@ impl Policy<(), Outcome, Infallible> for Manners {
             return None;
         }
         self.left -= 1;
-        Some(time::sleep(match outcome {
+        let pause = match outcome {
             Outcome::Shed { retry_after: Some(seconds) } if self.honours => {
                 Duration::from_secs(seconds.into())
             }
             _ => self.jitter,
-        }))
+        };
+        (Instant::now() + pause < self.end).then(|| time::sleep(pause))
     }
 
     fn clone_request(&mut self, (): &()) -> Option<()> {
