@@ -296,11 +296,7 @@ fn a_retry_storm_is_over_when_the_database_is_well_again() {
         let limiter = || Limiter::builder().min_size(10).max_size(50).seed(seed).build().unwrap();
         let storm = Storm::blow(limiter, true, seed);
         let (back, best) = (storm.back_after(), storm.of_the_best());
-        eprintln!(
-            "{seed}: {back:?} {best:.3} of offered {:.3} {:?}",
-            storm.good.iter().sum::<u64>() as f64 / (60.0 * LOAD),
-            storm.by_second()
-        );
+        println!("seed {seed}: {back:?}, {best:.3} of the best possible; {:?}", storm.by_second());
         assert!(back.is_some_and(|back| back <= Duration::from_secs(1)), "seed {seed}: back after {back:?}");
         assert!(best >= 0.96, "seed {seed}: {best:.3} of the best possible");
     }
@@ -314,7 +310,6 @@ fn without_deadlines_a_count_cap_of_1600_holds_the_storm() {
     };
     let storm = Storm::blow(limiter, false, 1);
     let seconds = storm.by_second();
-    eprintln!("{seconds:?}");
     assert!(seconds[5..15].iter().all(|&good| good > 0.9 * LOAD), "well before: {seconds:?}");
     assert!(seconds[20..60].iter().all(|&good| good < 0.05 * LOAD), "never well again: {seconds:?}");
 }
@@ -343,7 +338,7 @@ fn expired(load: f64, classes: &'static [Class]) -> Vec<(Class, f64)> {
         let part = |class| {
             let count = |status| ends.iter().filter(|&&end| end == (class, status)).count() as f64;
             let (late, served) = (count(StatusCode::GATEWAY_TIMEOUT), count(StatusCode::OK));
-            eprintln!("{load} {class}: late {late} served {served}");
+            println!("load {load}, {class}: {late} expired, {served} served");
             (class, late / (late + served).max(1.0))
         };
         all.into_iter().map(part).collect()
@@ -352,13 +347,18 @@ fn expired(load: f64, classes: &'static [Class]) -> Vec<(Class, f64)> {
 
 #[test]
 fn hardly_any_admitted_request_expires_in_steady_overload() {
-    const CLASSES: [&[Class]; 2] =
-        [&[Class::High], &[Class::Critical, Class::High, Class::High, Class::Low, Class::Background]];
-    for classes in CLASSES {
-        for load in [1.2, 1.8, 3.0] {
-            for (class, part) in expired(load, classes) {
-                assert!(part <= 0.001 || true, "load {load}, class {class}: {part:.4} of those admitted");
-            }
-        }
+    for load in [1.2, 1.8, 3.0] {
+        let parts = expired(load, &[Class::High]);
+        assert!(parts.iter().all(|(_, part)| *part <= 0.001), "load {load}: {parts:?}");
+    }
+}
+
+/// The lower classes do expire: they may come in while fewer wait than there are connections, and are overtaken then.
+#[test]
+fn none_of_the_highest_class_expires_in_steady_overload() {
+    for load in [1.2, 1.8, 3.0] {
+        let parts =
+            expired(load, &[Class::Critical, Class::High, Class::High, Class::Low, Class::Background]);
+        assert!(parts[0].1 <= 0.001, "load {load}: {parts:?}");
     }
 }
