@@ -31,7 +31,13 @@ pub(crate) struct Span {
 impl Span {
     pub fn from_now(gate: &Gate, terms: Terms) -> Self {
         let (started, timeout) = (Instant::now(), gate.acquire_timeout());
-        let left = terms.deadline.map(|deadline| deadline.instant().saturating_duration_since(started));
+        let use_time = gate.inner.published.use_time().unwrap_or_default();
+        let left = terms.deadline.map(|deadline| {
+            let left = deadline.instant().saturating_duration_since(started);
+            // Granted later it would be cut short, and its connection have worked for nobody. Half of it may be waited in any
+            // case: the use time is a guess.
+            left.saturating_sub(use_time).max(left / 2)
+        });
         let by_request = left.is_some_and(|left| left < timeout);
         let timeout = left.map_or(timeout, |left| left.min(timeout));
         Self { started, timeout, by_request, class: terms.class }

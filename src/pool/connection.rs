@@ -25,7 +25,6 @@ pub struct Connection<B: Backend> {
     /// Where the hold is measured.
     since: Option<Instant>,
     /// The request's, which bounds its queries.
-    #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "only PostgreSQL has queries"))]
     deadline: Option<Deadline>,
     /// Told to have failed.
     failed: bool,
@@ -47,6 +46,15 @@ impl<B: Backend> Connection<B> {
         if !std::mem::replace(&mut self.failed, true) {
             self.pool.slots.failed();
         }
+    }
+
+    /// Since when it was held, where that is measured and tells something. A use that its deadline cut short would have
+    /// taken longer: were it counted, a database that became slow would seem the quicker, the less it gets done.
+    fn telling(&self) -> Option<Instant> {
+        let since = self.since?;
+        let cut = self.deadline.is_some_and(|deadline| deadline.remaining().is_zero());
+        let usual = self.pool.slots.published.use_time();
+        (!cut || usual.is_none_or(|usual| since.elapsed() > usual)).then_some(since)
     }
 
     #[cfg(feature = "postgres")]
@@ -88,15 +96,16 @@ const HELD: &str = "a guard holds its connection until it is dropped";
 
 impl<B: Backend> Drop for Connection<B> {
     fn drop(&mut self) {
+        let since = self.telling();
         let Some(item) = self.item.take() else { return };
         item.holder.end();
         let pool = &self.pool;
         match pool.backend.state(&item.connection) {
-            ConnectionState::Ready | ConnectionState::Check => pool.give_back(item, self.since),
+            ConnectionState::Ready | ConnectionState::Check => pool.give_back(item, since),
             ConnectionState::Settle => {
                 // Made here: a task that is never polled must give its permit back too.
                 let held = Unsettled { item: Some(item), pool: pool.clone() };
-                drop(pool.runtime.spawn(settle(held, self.since)));
+                drop(pool.runtime.spawn(settle(held, since)));
             }
             ConnectionState::Dead => pool.discard(item),
         }
