@@ -183,11 +183,13 @@ impl<T> Slots<T> {
     }
 
     /// Measures one hold in [`SAMPLED`]: a mean needs no more, and the others save two readings of the clock. Whose turn
-    /// it is need not be exact, so no read-modify-write is paid for it.
+    /// it is need not be exact, so no read-modify-write is paid for it. While somebody waits every hold is measured: a
+    /// database that has just become slow must be known to be so before all that wait have come too late.
     pub fn measure<C>(&self, clock: impl FnOnce() -> C) -> Option<C> {
         let turn = self.turn.load(Relaxed);
         self.turn.store(turn.wrapping_add(1), Relaxed);
-        turn.is_multiple_of(SAMPLED).then(clock)
+        let waited_for = self.published.queue_depth.load(Relaxed) > 0;
+        (waited_for || turn.is_multiple_of(SAMPLED)).then(clock)
     }
 
     /// Destroys a permit. What it carried is dropped after the lock is gone.
