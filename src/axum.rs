@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::error::Error as StdError;
 use std::fmt;
 use std::future::Future;
+use std::panic::Location;
 
 use axum_core::extract::{FromRef, FromRequestParts};
 use axum_core::response::{IntoResponse, Response};
@@ -41,6 +42,15 @@ impl<B: Backend> Pooled<B> {
         self.pool.acquire_with(self.terms)
     }
 
+    /// A connection now or none, as [`AdaptivePool::try_acquire`]; its queries are bounded by the request's deadline.
+    ///
+    /// # Errors
+    /// As there.
+    #[track_caller]
+    pub fn try_acquire(&self) -> Result<Connection<B>, AcquireError> {
+        self.pool.try_acquire_at(self.terms, Location::caller())
+    }
+
     /// The pool itself.
     pub fn pool(&self) -> &AdaptivePool<B> {
         &self.pool
@@ -63,7 +73,8 @@ where
 /// What a handler fails with, as a response: 504 when a time ran out, 503 with `Retry-After` when there is no connection
 /// for another reason (refused, closed, no database under `fail_fast`), 500 for a query that failed.
 ///
-/// The reason is also in the response's extensions: a [`Shed`](crate::Shed) for a refusal.
+/// The reason is also in the response's extensions: a [`Shed`](crate::Shed) for a refusal, the [`AcquireError`] for every
+/// connection that was not had.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -95,6 +106,7 @@ impl IntoResponse for Error {
         if let Self::Acquire(AcquireError::Shed(shed)) = &self {
             let mut response = refusal(shed, ()).map(|()| axum_core::body::Body::empty());
             response.extensions_mut().insert(*shed);
+            response.extensions_mut().insert(AcquireError::Shed(*shed));
             return response;
         }
         let status = self.status();
@@ -104,6 +116,9 @@ impl IntoResponse for Error {
         if status == StatusCode::SERVICE_UNAVAILABLE {
             // Closed here, or no database: another instance, or this one after its next dial, may serve.
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if let Self::Acquire(error) = self {
+            response.extensions_mut().insert(error);
         }
         response
     }

@@ -117,18 +117,16 @@ pub struct Terms {
 }
 
 impl Terms {
-    /// Those in a request's extensions: [`Terms`] or a [`Deadline`], of which the earlier deadline counts, or a [`Class`];
-    /// the default where there are none.
+    /// Those in a request's extensions: a [`Class`], else that of the [`Terms`] which the layer put there; and the earlier
+    /// deadline of the [`Terms`] and a [`Deadline`]. The default where there are none.
     #[must_use]
     pub fn of(extensions: &Extensions) -> Self {
         if extensions.is_empty() {
             return Self::default();
         }
-        let terms = extensions
-            .get::<Self>()
-            .copied()
-            .unwrap_or_else(|| Self { class: extensions.get().copied().unwrap_or_default(), deadline: None });
-        terms.until(extensions.get().copied())
+        let terms = extensions.get::<Self>().copied().unwrap_or_default();
+        let class = extensions.get().copied().unwrap_or(terms.class);
+        Self { class, ..terms }.until(extensions.get().copied())
     }
 
     /// With this deadline, unless there is an earlier one.
@@ -183,8 +181,9 @@ mod tests {
         assert_eq!(Terms::of(&extensions), Terms::from(near));
         extensions.insert(Terms { class: Class::Low, deadline: Some(far) });
         assert_eq!(Terms::of(&extensions), Terms { class: Class::Low, deadline: Some(near) });
-        let _ = extensions.remove::<Terms>();
         extensions.insert(Class::Critical);
+        assert_eq!(Terms::of(&extensions), Terms { class: Class::Critical, deadline: Some(near) });
+        let _ = extensions.remove::<Terms>();
         assert_eq!(Terms::of(&extensions), Terms { class: Class::Critical, deadline: Some(near) });
     }
 

@@ -47,6 +47,11 @@ impl Span {
         after(self.started, self.timeout)
     }
 
+    /// The same deadline, as seen now.
+    pub fn times(self) -> Times {
+        Times { now: Instant::now().into_std(), deadline: self.deadline().into_std() }
+    }
+
     /// Whether the wait needs a timer of its own: nobody else answers at the deadline, or they might oversleep it.
     fn is_short(self) -> bool {
         self.timeout < 2 * TICK

@@ -68,32 +68,45 @@ impl Gate {
         if inner.published.draining() {
             return Some(ShedReason::Draining);
         }
-        let overspent = match attempt {
-            None => false,
-            Some(Attempt::First) => {
-                inner.retry_budget.first_attempt();
-                false
-            }
-            Some(Attempt::Retry) => !inner.retry_budget.retry(),
-        };
         let budget = match terms.deadline.map(Deadline::remaining) {
             Some(Duration::ZERO) => return Some(ShedReason::Expired),
             Some(left) => left.min(inner.acquire_timeout),
             None => inner.acquire_timeout,
         };
-        let caps = self.caps();
-        match seen.queue_depth < caps.hard {
-            false => return Some(ShedReason::HardCap),
-            true if seen.is_free() => return None,
-            true if overspent => return Some(ShedReason::RetryBudget),
-            true => {}
+        let refused = self.measure(seen, terms.class, budget);
+        if refused.is_some() {
+            return refused;
         }
-        let (lower, same) = inner.mix.below(terms.class);
+        match attempt {
+            None => None,
+            Some(Attempt::First) => {
+                inner.retry_budget.first_attempt();
+                None
+            }
+            // Spent by those let in, but what is free may be used without.
+            Some(Attempt::Retry) => {
+                let covered = inner.retry_budget.retry() || seen.is_free();
+                (!covered).then_some(ShedReason::RetryBudget)
+            }
+        }
+    }
+
+    /// The law's verdict; asked only for what it needs.
+    fn measure(&self, seen: Occupancy, class: Class, budget: Duration) -> Option<ShedReason> {
+        let (inner, caps) = (&*self.inner, self.caps());
+        if seen.queue_depth >= caps.hard {
+            return Some(ShedReason::HardCap);
+        }
+        let taken = inner.advice.taken_before(class);
+        if seen.idle > 0 || (seen.is_free() && taken <= 0.0) {
+            return None;
+        }
+        let (lower, same) = inner.mix.below(class);
         let claim = Claim {
-            ahead: inner.published.ahead_of(terms.class),
+            ahead: inner.published.ahead_of(class),
             budget,
             use_time: inner.published.use_time(),
-            taken: inner.advice.taken_before(terms.class),
+            taken,
             lower,
             same,
             draw: self.draw(),

@@ -84,6 +84,7 @@ pub(crate) struct Counts {
     pub failures: u64,
     pub use_time: Option<Duration>,
     pub acquires: Acquires,
+    pub misses: u64,
     pub entered: [u64; CLASSES],
 }
 

@@ -121,15 +121,17 @@ impl Default for Load {
 impl Load {
     /// Takes a sample in, `elapsed` after the last one; `layer_shed` is what the layer has refused in all.
     pub fn sample(&mut self, counts: &Counts, layer_shed: u64, elapsed: Duration, advice: &Advice) {
-        let (now, before) = (&counts.acquires, &self.last.acquires);
+        // A miss of `try_acquire` is no demand that waits, and nobody is told to come back.
+        let demand = |counts: &Counts| counts.acquires.started - counts.misses;
+        let refused = |counts: &Counts| counts.acquires.shed - counts.misses;
         let mut taken = 0.0;
         for class in 0..CLASSES {
             advice.taken[class].store(f64::to_bits(taken), Relaxed);
             self.entered[class].add(counts.entered[class] - self.last.entered[class], elapsed);
             taken += self.entered[class].per_second();
         }
-        self.demand.add(now.started - before.started, elapsed);
-        self.refused.add(now.shed - before.shed + layer_shed - self.last_shed, elapsed);
+        self.demand.add(demand(counts) - demand(&self.last), elapsed);
+        self.refused.add(refused(counts) - refused(&self.last) + layer_shed - self.last_shed, elapsed);
         (self.last, self.last_shed) = (*counts, layer_shed);
 
         let serving = (counts.in_use + counts.idle) as f64;

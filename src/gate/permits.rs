@@ -75,6 +75,8 @@ pub(super) struct Tally {
     pub completions: u64,
     pub failures: u64,
     pub acquires: Acquires,
+    /// Of those shed, the ones that would not have waited.
+    pub misses: u64,
     /// Acquires begun that may wait, by class.
     pub entered: [u64; CLASSES],
 }
@@ -156,20 +158,47 @@ impl<T> State<T> {
             return Entry::Closed;
         }
         if deadline <= now {
-            self.counts.acquires.timed_out += 1;
-            return Entry::TimedOut;
+            return self.expired();
         }
         if let Some(idle) = self.take_idle() {
             return idle.into();
         }
-        if self.queue.len() >= self.bounds.hard_cap {
-            self.counts.acquires.shed += 1;
-            return Entry::Full(self.queue.len());
+        if self.is_full() {
+            return self.full();
         }
         if let Some(failed) = self.fail_if_hopeless(deadline) {
             return failed;
         }
         Entry::Queued(self.queue.push_last(class, deadline, Some(waker.clone())))
+    }
+
+    /// Back at the head of its class, as the same acquire: older rights go first, and the bound of the queue holds. The
+    /// youngest of the lowest class makes room, unless that would be one of a higher class.
+    pub fn rejoin(&mut self, class: Class, times: Times, pushed_out: &mut Option<Waker>) -> Entry<T> {
+        if let Some(failed) = self.fail_if_hopeless(times.deadline) {
+            return failed;
+        }
+        if self.is_full() {
+            if self.queue.lowest().is_some_and(|lowest| lowest < class.line()) {
+                return self.full();
+            }
+            *pushed_out = self.queue.answer_last(Answer::PushedOut).ok().flatten();
+        }
+        Entry::Queued(self.queue.push_first(class, times.deadline))
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.queue.len() >= self.bounds.hard_cap
+    }
+
+    fn full(&mut self) -> Entry<T> {
+        self.counts.acquires.shed += 1;
+        Entry::Full(self.queue.len())
+    }
+
+    pub fn expired(&mut self) -> Entry<T> {
+        self.counts.acquires.timed_out += 1;
+        Entry::TimedOut
     }
 
     /// No connection is there, none is being opened, and none will be for a while.
@@ -189,8 +218,8 @@ impl<T> State<T> {
             self.counts.acquires.failed += 1;
             return Entry::Closed;
         }
-        self.counts.acquires.shed += 1;
-        Entry::Full(self.queue.len())
+        self.counts.misses += 1;
+        self.full()
     }
 
     /// The most recently used connection, if it was used just now and the driver is awake.
@@ -278,8 +307,18 @@ impl<T> State<T> {
     pub fn read(&self) -> Counts {
         let idle = self.idle.len();
         // A place may be given up a moment before its dial or permit is: never show a size below its parts.
-        let Tally { in_use, peak_in_use, target, opening, places, completions, failures, acquires, entered } =
-            self.counts;
+        let Tally {
+            in_use,
+            peak_in_use,
+            target,
+            opening,
+            places,
+            completions,
+            failures,
+            acquires,
+            misses,
+            entered,
+        } = self.counts;
         let parts = in_use + idle + opening;
         Counts {
             idle,
@@ -290,6 +329,7 @@ impl<T> State<T> {
             completions,
             failures,
             acquires,
+            misses,
             entered,
             places: places.max(parts),
             queue_depth: self.queue.len(),

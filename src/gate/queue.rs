@@ -86,6 +86,11 @@ impl<T> Queue<T> {
         self.len
     }
 
+    /// The line of the lowest class that waits.
+    pub fn lowest(&self) -> Option<usize> {
+        self.lines.iter().rposition(|line| line.last.is_some())
+    }
+
     /// How many of each class wait, the most urgent first.
     pub fn lengths(&self) -> [usize; CLASSES] {
         self.lines.map(|line| line.len)

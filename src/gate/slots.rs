@@ -63,10 +63,16 @@ impl<T> Slots<T> {
             // The driver rested, so nobody has looked at the clock.
             state.age(times.now);
         }
+        let mut late = Vec::new();
+        if state.is_full() {
+            // Whose time has come does not stand in anybody's way.
+            late = state.queue.answer_until(times.now, || Answer::TimedOut);
+        }
         let entry = state.enter(waker, class, times);
         self.publish(&state);
         drop(state);
         wake(parked);
+        late.into_iter().for_each(wake);
         entry
     }
 
@@ -133,24 +139,18 @@ impl<T> Slots<T> {
 
     /// A grant whose connection turned out dead: its permit is destroyed, and the same acquire goes on with the next
     /// free connection, or at the head of its class until its deadline, or, where it may not wait, not at all.
-    pub fn reject(&self, dead: T, waits: Option<(Class, Instant)>) -> Entry<T> {
+    pub fn reject(&self, dead: T, waits: Option<(Class, Times)>) -> Entry<T> {
         let mut state = self.lock();
         state.counts.in_use -= 1;
         state.counts.acquires.granted -= 1;
         let mut pushed_out = None;
-        let entry = match (state.take_idle(), waits) {
-            (Some(idle), _) => idle.into(),
-            (None, Some((class, deadline))) if !state.closed => match state.fail_if_hopeless(deadline) {
-                Some(failed) => failed,
-                None => {
-                    // Older rights go first, and the bound of the queue holds: its youngest member makes room.
-                    if state.queue.len() >= state.bounds.hard_cap {
-                        pushed_out = state.queue.answer_last(Answer::PushedOut).ok().flatten();
-                    }
-                    Entry::Queued(state.queue.push_first(class, deadline))
-                }
+        let entry = match waits {
+            Some((_, times)) if times.deadline <= times.now => state.expired(),
+            _ => match (state.take_idle(), waits) {
+                (Some(idle), _) => idle.into(),
+                (None, Some((class, times))) if !state.closed => state.rejoin(class, times, &mut pushed_out),
+                (None, _) => state.miss(),
             },
-            (None, _) => state.miss(),
         };
         self.publish(&state);
         drop(state);

@@ -1,5 +1,5 @@
 //! Whether a request may enter: everything is refused at the hard cap, and what could not be served in time; between the
-//! caps a ramp, the lowest class first; nothing while a connection is free.
+//! caps a ramp, the lowest class first; nothing while a connection is free for its class.
 
 use std::time::Duration;
 
@@ -9,8 +9,9 @@ use crate::error::ShedReason;
 /// know: those of a higher class who come later, and service times that scatter.
 const PATIENCE: f64 = 0.8;
 
-/// The least part of the capacity that a lower class is estimated to get, so that its wait is never infinite.
-const LEAST_PART: f64 = 0.05;
+/// Higher classes come as they like (Poisson): over a wait in which n of them are expected, so many times √n more may
+/// come, once in a thousand times.
+const SCATTER: f64 = 3.0;
 
 /// The bounds of the queue, in waiters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +47,7 @@ pub(crate) struct Claim {
     pub budget: Duration,
     /// How long a connection is usually held; `None` without a fresh measurement.
     pub use_time: Option<Duration>,
-    /// Connections per second that higher classes take.
+    /// Connections per second that higher classes take; 0 for the highest there is.
     pub taken: f64,
     /// The part of the arrivals that is of lower classes,
     pub lower: f64,
@@ -58,25 +59,32 @@ pub(crate) struct Claim {
 
 /// Admits (`None`) or says why not.
 ///
-/// With C = connections ÷ use time (completions per second, less what higher classes take) and B = budget − use time, the
-/// wait to be expected is (ahead + 1) ÷ C, and it may be 0.8 × B. The caps bind in time as well as in counts: for those
-/// ahead, hard = min(`hard_cap`, C × B), soft = min(`soft_cap`, hard ÷ 2). Between soft and hard the part
-/// r = (q − soft) ÷ (hard − soft) of the arrivals is refused (random early detection, Floyd and Jacobson, 1993), the lowest
-/// class first. Without a measurement only the counts bind: a stalled pool must be able to notice that it is well again.
+/// With C = connections ÷ use time (completions per second) and B = budget − use time, C × B can be served in time, less
+/// what higher classes may take of it; those ahead and itself may be 0.8 of that. The caps bind in time as well as in
+/// counts: for those ahead, hard = min(`hard_cap`, what can be served), soft = min(`soft_cap`, hard ÷ 2). Between soft and
+/// hard the part r = (q − soft) ÷ (hard − soft) of the arrivals is refused (random early detection, Floyd and Jacobson,
+/// 1993), the lowest class first. Without a measurement only the counts bind: a stalled pool must be able to notice that it
+/// is well again.
+///
+/// For the highest class fewer waiters than connections are never too many. A lower one has only what the higher leave:
+/// let in beside them on the ground that few wait, it would be overtaken until its time has come.
 pub(crate) fn admit(seen: Occupancy, caps: Caps, claim: &Claim) -> Option<ShedReason> {
     let depth = seen.queue_depth;
     if depth >= caps.hard {
         return Some(ShedReason::HardCap);
     }
+    let served = claim.served_in_time(seen.capacity);
+    let too_many = |served| (claim.ahead + 1) as f64 > PATIENCE * served;
     if seen.is_free() {
-        return None;
+        let overtaken = seen.idle == 0 && claim.taken > 0.0 && served.is_some_and(too_many);
+        return overtaken.then_some(ShedReason::EstimatedWait);
     }
     let mut refuse = ramp(depth as f64, caps.soft as f64, caps.hard as f64);
-    if let Some((rate, left)) = claim.service(seen.capacity) {
-        if (claim.ahead + 1) as f64 > PATIENCE * left * rate {
+    if let Some(served) = served {
+        if too_many(served) {
             return Some(ShedReason::EstimatedWait);
         }
-        let hard = (rate * left).max(seen.capacity as f64).min(caps.hard as f64);
+        let hard = served.max(seen.capacity as f64).min(caps.hard as f64);
         let soft = (hard / 2.0).min(caps.soft as f64);
         refuse = refuse.max(ramp(claim.ahead as f64, soft, hard));
     }
@@ -90,15 +98,15 @@ fn ramp(depth: f64, soft: f64, hard: f64) -> f64 {
 }
 
 impl Claim {
-    /// The completions per second it can count on, and the seconds that are left for waiting.
-    fn service(&self, capacity: usize) -> Option<(f64, f64)> {
+    /// How many waiters of its own class and above will have been served when it must be.
+    fn served_in_time(&self, capacity: usize) -> Option<f64> {
         let use_time = self.use_time?.as_secs_f64();
         if capacity == 0 || use_time <= 0.0 {
             return None;
         }
-        let all = capacity as f64 / use_time;
-        let rate = (all - self.taken).max(LEAST_PART * all);
-        Some((rate, (self.budget.as_secs_f64() - use_time).max(0.0)))
+        let left = (self.budget.as_secs_f64() - use_time).max(0.0);
+        let taken = self.taken * left;
+        Some((capacity as f64 / use_time * left - taken - SCATTER * taken.sqrt()).max(0.0))
     }
 }
 
@@ -186,9 +194,17 @@ mod tests {
     fn what_higher_classes_take_is_not_there_for_the_lower() {
         let use_time = Some(Duration::from_millis(100)); // 100 completions a second
         let claim = |taken| Claim { use_time, taken, ..claim(20, 0.999) };
-        assert_eq!(admit(waiting(20), CAPS, &claim(80.0)), None); // 21 of 20 a second, 1.9 s left
-        assert_eq!(admit(waiting(20), CAPS, &claim(90.0)), Some(ShedReason::EstimatedWait));
+        // 190 in the 1.9 s that are left; of them 114 ± 32 are taken, and 44 remain: 35 with some room.
+        assert_eq!(admit(waiting(20), CAPS, &claim(60.0)), None);
+        // 133 ± 35 are taken: 22, or 18.
+        assert_eq!(admit(waiting(20), CAPS, &claim(70.0)), Some(ShedReason::EstimatedWait));
         assert_eq!(admit(waiting(20), CAPS, &claim(1e9)), Some(ShedReason::EstimatedWait));
+        // Few wait, and it would be overtaken all the same; a connection that is free it may have.
+        assert_eq!(
+            admit(waiting(1), CAPS, &Claim { ahead: 1, ..claim(95.0) }),
+            Some(ShedReason::EstimatedWait)
+        );
+        assert_eq!(admit(Occupancy { idle: 1, ..waiting(0) }, CAPS, &Claim { ahead: 0, ..claim(1e9) }), None);
     }
 
     #[test]
@@ -203,7 +219,7 @@ mod tests {
             ahead in 0usize..300,
             budget in 0u64..5_000_000_000,
             use_time in prop::option::of(0u64..10_000_000_000),
-            taken in 0.0f64..1e6,
+            taken in prop_oneof![Just(0.0), 0.0f64..1e6],
             lower in 0.0f64..0.9,
             same in 0.01f64..0.1,
             draw in 0.0f64..1.0,
@@ -222,7 +238,7 @@ mod tests {
             let verdict = admit(seen, CAPS, &claim);
             if depth >= CAPS.hard {
                 prop_assert_eq!(verdict, Some(ShedReason::HardCap));
-            } else if idle > 0 || depth < capacity {
+            } else if idle > 0 || (depth < capacity && claim.taken <= 0.0) {
                 prop_assert_eq!(verdict, None);
             }
         }

@@ -6,6 +6,10 @@ use std::time::Duration;
 /// with 1 ÷ 8 (RFC 6298); twice as calm, because service times scatter more than round trips.
 const WEIGHT: f64 = 1.0 / 16.0;
 
+/// A sample counts for at most so many times the mean: a connection that was held through a stall, or forgotten for ten
+/// minutes, says little about the next. A database that became a hundred times slower is still learnt in thirty samples.
+const FARTHEST: f64 = 4.0;
+
 /// The smoothed mean of a duration: an exponentially weighted moving average over samples.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct MeanTime {
@@ -17,7 +21,7 @@ impl MeanTime {
     pub fn add(&mut self, value: Duration) {
         let value = value.as_secs_f64();
         self.seconds = Some(match self.seconds {
-            Some(mean) => mean + WEIGHT * (value - mean),
+            Some(mean) => mean + WEIGHT * (value.min(FARTHEST * mean) - mean),
             None => value,
         });
     }

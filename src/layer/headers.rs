@@ -42,9 +42,9 @@ pub(super) fn header_name(setting: &'static str, name: &str) -> Result<HeaderNam
     name.parse().map_err(|_| ConfigError::new(setting, format!("{name:?}"), expected))
 }
 
-/// Milliseconds, as in Envoy's `x-envoy-expected-rq-timeout-ms`.
+/// Milliseconds, as in Envoy's `x-envoy-expected-rq-timeout-ms`; 0, as there, is no limit.
 fn millis(value: &HeaderValue) -> Option<Duration> {
-    Some(Duration::from_millis(number(value.as_bytes())?))
+    number(value.as_bytes()).filter(|millis| *millis > 0).map(Duration::from_millis)
 }
 
 /// `TimeoutValue TimeoutUnit` of gRPC over HTTP/2: at most eight digits, and one of `H M S m u n`.
@@ -104,7 +104,7 @@ mod tests {
             ("grpc-timeout", "1.5S", None),
             ("grpc-timeout", "1s", None),
             ("x-timeout-ms", "250", Some(Duration::from_millis(250))),
-            ("x-timeout-ms", "0", Some(Duration::ZERO)),
+            ("x-timeout-ms", "0", None),
             ("x-timeout-ms", "18446744073709551615", Some(Duration::from_millis(u64::MAX))),
             ("x-timeout-ms", "18446744073709551616", None),
             ("x-timeout-ms", "", None),

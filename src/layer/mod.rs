@@ -10,12 +10,10 @@ mod status;
 use std::fmt;
 use std::sync::Arc;
 
-use http::Request;
 use tower_layer::Layer;
 
 use crate::config::ConfigError;
 use crate::gate::Gate;
-use crate::terms::Class;
 
 pub use classify::{Classify, Unclassed};
 pub use future::ResponseFuture;
@@ -74,7 +72,8 @@ impl<R, C> AdaptivePoolLayer<R, C> {
     /// The same layer with classes: of those that arrive the lowest are refused first, and of those that wait the higher
     /// are served first, if their handlers acquire with [`acquire_for`](crate::AdaptivePool::acquire_for), as `Db` does.
     ///
-    /// Should the classifier panic, its request is served as one of the default class.
+    /// A classifier is any `Fn(&http::Request<B>) -> Class`, or a [`Classify`]. Should it panic, its request is served as one
+    /// of the default class.
     ///
     /// ```
     /// # use http::{Method, Request};
@@ -93,7 +92,7 @@ impl<R, C> AdaptivePoolLayer<R, C> {
     /// # Ok(()) }
     /// ```
     #[must_use]
-    pub fn with_classifier<B, N: Fn(&Request<B>) -> Class>(self, classifier: N) -> AdaptivePoolLayer<R, N> {
+    pub fn with_classifier<N>(self, classifier: N) -> AdaptivePoolLayer<R, N> {
         let Asking { gate, responder, headers, pool_status, .. } = self.asking;
         AdaptivePoolLayer { asking: Asking { gate, responder, classifier, headers, pool_status } }
     }
@@ -101,7 +100,8 @@ impl<R, C> AdaptivePoolLayer<R, C> {
     /// Takes a request's time budget from this header: `grpc-timeout` in gRPC's format, any other in whole milliseconds.
     /// May be called several times; the shortest counts. It can only shorten what `acquire_timeout` and `query_timeout` allow.
     ///
-    /// A value that cannot be read is as if it were not there.
+    /// A value that cannot be read is as if it were not there, and so is `0` in milliseconds, which many mean as "no limit". A
+    /// `grpc-timeout` of zero is a deadline that has passed: such a request is refused as [`Expired`](crate::ShedReason).
     ///
     /// # Errors
     /// When that is not the name of a header.

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use tower_service::Service;
 
 use super::headers::Headers;
 use super::{Classify, Respond, ResponseFuture, StatusOnly, Unclassed};
 use crate::gate::{Attempt, Gate, Verdict};
-use crate::terms::Terms;
+use crate::terms::{Class, Terms};
 
 /// Asks the gate about each request and passes on what is admitted. Made by
 /// [`AdaptivePoolLayer`](super::AdaptivePoolLayer).
@@ -52,21 +52,31 @@ impl<R, C> Asking<R, C> {
         let mut attempt = None;
         if let Some(headers) = &self.headers {
             terms = terms.until(headers.deadline(request.headers()));
-            attempt = headers.attempt(request.headers());
+            // A layer further out may have seen the retry already: once is enough.
+            if request.extensions().get::<SeenAsRetry>().is_none() {
+                attempt = headers.attempt(request.headers());
+            }
             if attempt == Some(Attempt::Retry) {
                 terms.class = terms.class.lowered();
+                request.extensions_mut().insert(SeenAsRetry);
             }
         }
         if terms != given {
+            // Both are in the terms now; what is put in after this is newer, and counts.
+            request.extensions_mut().remove::<Class>();
             request.extensions_mut().insert(terms);
         }
         (terms, attempt)
     }
 }
 
+/// In a request's extensions: it was lowered as a retry.
+#[derive(Clone, Copy, Debug)]
+struct SeenAsRetry;
+
 /// As gRPC over HTTP/2 tells its calls from other requests.
-fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+fn grpc_kind(headers: &HeaderMap) -> Option<&HeaderValue> {
+    headers.get(CONTENT_TYPE).filter(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 impl<S, R, C, B, Body> Service<Request<B>> for AdaptivePoolService<S, R, C>
@@ -92,10 +102,13 @@ where
             Verdict::Admit => ResponseFuture::inner(self.inner.call(request), status),
             Verdict::Shed(shed) => {
                 let responder = &asking.responder;
-                let mut response = if is_grpc(request.headers()) {
-                    responder.respond_grpc(&shed)
-                } else {
-                    responder.respond(&shed)
+                let mut response = match grpc_kind(request.headers()) {
+                    None => responder.respond(&shed),
+                    Some(kind) => {
+                        let mut response = responder.respond_grpc(&shed);
+                        response.headers_mut().insert(CONTENT_TYPE, kind.clone());
+                        response
+                    }
                 };
                 response.extensions_mut().insert(shed);
                 ResponseFuture::shed(response, status)

@@ -26,7 +26,7 @@ use crate::gate::permits::Entry;
 use crate::gate::slots::Slots;
 use crate::gate::{Acquiring, Gate, Grant, Plant, Snapshot, Span, drain, start_driver};
 use crate::observe::{Event, ShedBy};
-use crate::terms::{Class, Terms, after};
+use crate::terms::{Terms, after};
 
 pub use connection::Connection;
 use dial::Dialing;
@@ -166,18 +166,22 @@ impl<B: Backend> AdaptivePool<B> {
     /// [`AcquireError::Shed`] when none is free, [`AcquireError::Closed`] once drained.
     #[track_caller]
     pub fn try_acquire(&self) -> Result<Connection<B>, AcquireError> {
-        let (inner, at) = (&self.inner, Location::caller());
+        self.try_acquire_at(Terms::default(), Location::caller())
+    }
+
+    pub(crate) fn try_acquire_at(&self, terms: Terms, at: At) -> Result<Connection<B>, AcquireError> {
+        let inner = &self.inner;
         let mut entry = inner.slots.try_enter(|| inner.gate.holds().clock.look().into_std());
         loop {
             match entry {
                 Entry::Granted(item) | Entry::Unproven(item) => match inner.backend.state(&item.connection) {
                     ConnectionState::Ready | ConnectionState::Check => {
-                        return Ok(Connection::new(item, inner, Terms::default(), at));
+                        return Ok(Connection::new(item, inner, terms, at));
                     }
                     ConnectionState::Settle | ConnectionState::Dead => entry = inner.replace(item, None),
                 },
                 Entry::Full(depth) => {
-                    let shed = inner.gate.shed(ShedReason::NoneIdle, depth, Class::default(), ShedBy::Gate);
+                    let shed = inner.gate.shed(ShedReason::NoneIdle, depth, terms.class, ShedBy::Gate);
                     return Err(AcquireError::Shed(shed));
                 }
                 Entry::Queued(_) | Entry::Failed(_) | Entry::TimedOut | Entry::Closed => {
@@ -276,8 +280,7 @@ impl<B: Backend> Inner<B> {
 
     /// A dead connection goes, and its acquire goes on with the next one; it waits for one only if it has a span to do so.
     fn replace(&self, dead: Item<B>, span: Option<Span>) -> Entry<Item<B>> {
-        let waits = span.map(|span| (span.class, span.deadline().into_std()));
-        let entry = self.slots.reject(dead, waits);
+        let entry = self.slots.reject(dead, span.map(|span| (span.class, span.times())));
         self.reconcile();
         entry
     }

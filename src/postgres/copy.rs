@@ -97,6 +97,8 @@ impl<'a> CopyIn<'a> {
         let room = timeout_at(self.limit.next(), poll_fn(|cx| self.sink.as_mut().poll_ready(cx))).await;
         let Some(query) = self.step.query.take() else { return Err(QueryError::CopyUnfinished) };
         let sent = match room {
+            // The server may always have room.
+            Ok(_) if self.limit.has_passed() => return Err(query.time_out()),
             Ok(room) => room.and_then(|()| self.sink.as_mut().start_send(data)),
             Err(_) => return Err(query.time_out()),
         };
@@ -213,6 +215,10 @@ impl Stream for CopyOut<'_> {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let mut this = self.project();
         while this.query.is_some() {
+            // The data may come faster than they are read.
+            if this.limit.has_passed() {
+                return Poll::Ready(this.query.take().map(|query| Err(query.time_out())));
+            }
             let Poll::Ready(next) = this.stream.as_mut().poll_next(cx) else {
                 ready!(this.timer.as_mut().poll(cx));
                 return Poll::Ready(this.query.take().map(|query| Err(query.time_out())));

@@ -178,8 +178,11 @@ impl Connection<Postgres> {
                 Ok(done)
             }
             Err(error) => {
-                // Should this fail, the connection is settled before anybody else gets it; the first error tells more.
-                let _ = transaction.rollback().await;
+                // A query that timed out still runs: dropped, the transaction is undone when that has been cancelled.
+                if !transaction.has_a_query_running() {
+                    // Should this fail, the connection is settled before anybody else gets it; the first error tells more.
+                    let _ = transaction.rollback().await;
+                }
                 Err(error)
             }
         }

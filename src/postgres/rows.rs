@@ -44,6 +44,10 @@ impl Stream for Rows<'_> {
         if this.query.is_none() {
             return Poll::Ready(None);
         }
+        // The rows may come faster than they are read.
+        if this.limit.has_passed() {
+            return Poll::Ready(this.query.take().map(|running| Err(running.time_out())));
+        }
         if let Poll::Ready(next) = this.stream.poll_next(cx) {
             return Poll::Ready(match next {
                 Some(Ok(row)) => {

@@ -1,6 +1,7 @@
 //! A transaction on a tracked connection.
 
 use std::fmt;
+use std::sync::atomic::Ordering::Relaxed;
 
 use tokio::time::timeout_at;
 use tokio_postgres::types::{BorrowToSql, ToSql};
@@ -44,7 +45,7 @@ impl<'a> Transaction<'a> {
         if self.track.doubt.has_failures() {
             // Only the end of the failed statement's answer tells whether the transaction failed with it.
             let fence = self.inner.client().check_connection();
-            self.track.to_the_end().run(Some("SYNC"), fence).await?;
+            self.track.run(Some("SYNC"), fence).await?;
             if self.track.status.is_failed() {
                 self.rollback().await?;
                 return Err(QueryError::RolledBack);
@@ -55,12 +56,18 @@ impl<'a> Transaction<'a> {
         self.track.to_the_end().finish(commit, self.inner.commit()).await
     }
 
-    /// Undoes it, and waits for that.
+    /// Undoes it, and waits for that: also for a query before it that timed out and still runs. To be spared that, drop the
+    /// transaction: it is undone too, and what runs is cancelled when the connection comes back.
     ///
     /// # Errors
-    /// As [`query`](Self::query).
+    /// As [`query`](Self::query); it is undone all the same.
     pub async fn rollback(self) -> Result<(), QueryError> {
-        self.track.to_the_end().run(Some("ROLLBACK"), self.inner.rollback()).await
+        self.track.run(Some("ROLLBACK"), self.inner.rollback()).await
+    }
+
+    /// One that was left before its end.
+    pub(super) fn has_a_query_running(&self) -> bool {
+        self.track.doubt.running.load(Relaxed)
     }
 
     fn client(&self) -> &tokio_postgres::Transaction<'a> {

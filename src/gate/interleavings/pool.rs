@@ -161,7 +161,8 @@ impl Pool {
                 assert!(self.held.lock().unwrap().insert(conn.id), "{} has two holders", conn.id);
                 return Some(conn);
             }
-            entry = self.slots.reject(conn, may_wait.then_some((Class::High, deadline)));
+            entry =
+                self.slots.reject(conn, may_wait.then_some((Class::High, Times { now: self.now, deadline })));
             self.fill();
         }
     }
