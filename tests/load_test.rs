@@ -74,6 +74,25 @@ fn a_short_run_adds_up_and_writes_what_was_asked_for() {
 }
 
 #[test]
+fn a_retry_storm_adds_up_with_all_its_attempts() {
+    let directory = tempfile::tempdir().unwrap();
+    let json = directory.path().join("storm.json");
+    let arguments = ["--scenario", "retry-storm", "--phase-seconds", "1", "--json", json.to_str().unwrap()];
+    let output = load_test(&arguments).args(["--pool", "adaptive", "--pool", "naive:20"]).output().unwrap();
+    // It fails by itself when the ledgers differ from what all attempts were answered.
+    assert!(output.status.success(), "{}", said(&output));
+
+    let report: Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    for run in report["runs"].as_array().unwrap() {
+        let (storm, count) = (&run["storm"], |value: &Value| value.as_u64().unwrap());
+        assert_eq!(storm["good_by_second"].as_array().unwrap().len(), 12);
+        let attempts: u64 =
+            ["served", "shed", "timeouts", "errors"].map(|key| count(&storm["answers"][key])).iter().sum();
+        assert!(attempts > count(&run["offered"]), "some tried again: {storm}");
+    }
+}
+
+#[test]
 fn bad_arguments_end_in_a_sentence() {
     for (arguments, sentence) in [
         (&["--pool", "static:0"][..], "a pool is `adaptive`, or `static:N`"),
