@@ -29,7 +29,7 @@ pub async fn generate(plan: &Plan, mut on_progress: impl FnMut(&Progress)) -> Re
     while let Some(line) = lines.next_line().await? {
         match serde_json::from_str(&line)? {
             Line::Progress(progress) => on_progress(&progress),
-            Line::Report(report) => return Ok(report),
+            Line::Report(report) => return Ok(*report),
         }
     }
     Err(format!("the generator's process ended without a report ({})", child.wait().await?).into())

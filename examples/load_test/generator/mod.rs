@@ -43,7 +43,7 @@ pub struct Plan {
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Line {
     Progress(Progress),
-    Report(GeneratorReport),
+    Report(Box<GeneratorReport>),
 }
 
 /// Counts since the start.
@@ -68,7 +68,7 @@ pub fn main() -> io::Result<()> {
     // One thread is enough for 6,000 requests a second, and leaves the other cores to the server and its database.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let report = runtime.block_on(run(plan))?;
-    write_line(&Line::Report(report))
+    write_line(&Line::Report(Box::new(report)))
 }
 
 async fn run(plan: Plan) -> io::Result<GeneratorReport> {
