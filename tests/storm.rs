@@ -353,7 +353,8 @@ fn hardly_any_admitted_request_expires_in_steady_overload() {
     }
 }
 
-/// The lower classes do expire: they may come in while fewer wait than there are connections, and are overtaken then.
+/// The lower classes do expire, and more often than that: they may come in while fewer wait than there are connections and
+/// are overtaken then, and behind a higher class waits scatter more than the law allows for.
 #[test]
 fn none_of_the_highest_class_expires_in_steady_overload() {
     for load in [1.2, 1.8, 3.0] {
