@@ -371,7 +371,7 @@ async fn a_refusal_as_problem_json_is_what_rfc_9457_says() {
     assert_eq!(refused.status(), StatusCode::OK);
     assert_eq!(refused.headers()["grpc-status"], "14");
     assert_eq!(refused.headers()["grpc-message"], "hard_cap");
-    assert_eq!(refused.headers()[CONTENT_TYPE], "application/grpc");
+    assert_eq!(refused.headers()[CONTENT_TYPE], "application/grpc+proto", "as it asked");
     assert!(refused.extensions().get::<Shed>().is_some());
     assert!(body_of(refused).await.is_empty());
 

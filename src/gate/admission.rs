@@ -98,7 +98,7 @@ impl Gate {
             return Some(ShedReason::HardCap);
         }
         let taken = inner.advice.taken_before(class);
-        if seen.idle > 0 || (seen.is_free() && taken <= 0.0) {
+        if seen.idle > 0 || (taken <= 0.0 && seen.is_free()) {
             return None;
         }
         let (lower, same) = inner.mix.below(class);

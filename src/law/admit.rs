@@ -10,8 +10,11 @@ use crate::error::ShedReason;
 const PATIENCE: f64 = 0.8;
 
 /// Higher classes come as they like (Poisson): over a wait in which n of them are expected, so many times √n more may
-/// come, once in a thousand times.
-const SCATTER: f64 = 3.0;
+/// come. Three would be once in a thousand times, if n were known and not estimated.
+const SCATTER: f64 = 4.0;
+
+/// The part of the capacity up to which higher classes leave the lower ones their turn.
+const HALF: f64 = 0.5;
 
 /// The bounds of the queue, in waiters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,22 +69,21 @@ pub(crate) struct Claim {
 /// 1993), the lowest class first. Without a measurement only the counts bind: a stalled pool must be able to notice that it
 /// is well again.
 ///
-/// For the highest class fewer waiters than connections are never too many. A lower one has only what the higher leave:
-/// let in beside them on the ground that few wait, it would be overtaken until its time has come.
+/// Fewer waiters than connections are never too many, but for a class that has less than half of the capacity left by the
+/// higher ones: let in on that ground, it would be overtaken until its time has come.
 pub(crate) fn admit(seen: Occupancy, caps: Caps, claim: &Claim) -> Option<ShedReason> {
     let depth = seen.queue_depth;
     if depth >= caps.hard {
         return Some(ShedReason::HardCap);
     }
-    let served = claim.served_in_time(seen.capacity);
-    let too_many = |served| (claim.ahead + 1) as f64 > PATIENCE * served;
-    if seen.is_free() {
-        let overtaken = seen.idle == 0 && claim.taken > 0.0 && served.is_some_and(too_many);
-        return overtaken.then_some(ShedReason::EstimatedWait);
+    let rate = claim.rate(seen.capacity);
+    if seen.idle > 0 || (seen.is_free() && rate.is_none_or(|rate| claim.taken < HALF * rate)) {
+        return None;
     }
     let mut refuse = ramp(depth as f64, caps.soft as f64, caps.hard as f64);
-    if let Some(served) = served {
-        if too_many(served) {
+    if let Some(rate) = rate {
+        let served = claim.served_in_time(rate);
+        if (claim.ahead + 1) as f64 > PATIENCE * served {
             return Some(ShedReason::EstimatedWait);
         }
         let hard = served.max(seen.capacity as f64).min(caps.hard as f64);
@@ -98,15 +100,17 @@ fn ramp(depth: f64, soft: f64, hard: f64) -> f64 {
 }
 
 impl Claim {
-    /// How many waiters of its own class and above will have been served when it must be.
-    fn served_in_time(&self, capacity: usize) -> Option<f64> {
+    /// Completions per second of so many connections.
+    fn rate(&self, connections: usize) -> Option<f64> {
         let use_time = self.use_time?.as_secs_f64();
-        if capacity == 0 || use_time <= 0.0 {
-            return None;
-        }
-        let left = (self.budget.as_secs_f64() - use_time).max(0.0);
+        (connections > 0 && use_time > 0.0).then(|| connections as f64 / use_time)
+    }
+
+    /// How many waiters of its own class and above will have been served when it must be.
+    fn served_in_time(&self, rate: f64) -> f64 {
+        let left = self.budget.saturating_sub(self.use_time.unwrap_or_default()).as_secs_f64();
         let taken = self.taken * left;
-        Some((capacity as f64 / use_time * left - taken - SCATTER * taken.sqrt()).max(0.0))
+        (rate * left - taken - SCATTER * taken.sqrt()).max(0.0)
     }
 }
 
