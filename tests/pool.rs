@@ -13,10 +13,11 @@ use std::time::Duration;
 
 use support::eventually;
 use support::sim::{Conn, Sim};
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
 use tower_adaptive_pool::{
-    AcquireError, Acquires, AdaptivePool, Backend, Builder, Connection, ConnectionState, Controller,
-    Decision, Event, Gate, Hold, Limiter, Observer, Place, QueueDepth, Reason, Sample, ShedReason,
+    AcquireError, Acquires, AdaptivePool, Backend, Builder, Class, Connection, ConnectionState, Controller,
+    Decision, Event, Gate, Hold, Limiter, Observer, Place, QueueDepth, Reason, Sample, Shed, ShedReason,
 };
 
 const SOON: Duration = Duration::from_secs(1);
@@ -872,6 +873,40 @@ async fn who_has_less_time_than_a_check_finds_out_for_the_others() {
     drop(pool.acquire().await.unwrap());
     assert_eq!(sim.checks(), 1);
     assert_adds_up(&pool.snapshot().acquires);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_back_to_a_full_queue_never_pushes_out_a_higher_class() {
+    for (comes_back, waits, shed) in [
+        (Class::Background, Class::Critical, Class::Background),
+        (Class::Critical, Class::Background, Class::Background),
+        (Class::High, Class::High, Class::High),
+    ] {
+        let sim = Sim::default();
+        let pool = open(builder(&sim, 1, 1).hard_cap(1)).await;
+        sleep(SOON).await;
+        let acquire = |class| {
+            let pool = pool.clone();
+            tokio::spawn(async move { pool.acquire_with(class).await.map(|_| class) })
+        };
+        // Idle for long, it is checked, and turns out to be dead; meanwhile the queue fills up.
+        sim.go_down(true);
+        let checking = acquire(comes_back);
+        yield_now().await;
+        let waiting = acquire(waits);
+        yield_now().await;
+        assert_eq!((sim.checks(), pool.snapshot().queue_depth), (1, 1), "one is checking, the other waits");
+        sleep(ms(2)).await;
+        sim.go_down(false);
+        let (checking, waiting) = (checking.await.unwrap(), waiting.await.unwrap());
+        let refused: Vec<_> =
+            [&checking, &waiting].into_iter().filter_map(|outcome| outcome.as_ref().err()).collect();
+        assert!(
+            matches!(refused[..], [AcquireError::Shed(Shed { class, .. })] if *class == shed),
+            "{comes_back} came back, {waits} waited: {refused:?}"
+        );
+        assert_adds_up(&pool.snapshot().acquires);
+    }
 }
 
 #[tokio::test(start_paused = true)]

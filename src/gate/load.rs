@@ -193,6 +193,12 @@ mod tests {
             assert!((taken - expected).abs() <= 0.02 * expected, "{taken}, expected {expected}");
         }
         assert_eq!(advice.window(), Duration::from_secs(1), "nothing was refused");
+        // Whoever tries without waiting is neither load nor somebody who comes back.
+        let tried = 100_000;
+        (counts.misses, counts.acquires.shed) = (tried, tried);
+        counts.acquires.started += tried;
+        load.sample(&counts, 0, tick, &advice);
+        assert_eq!(advice.window(), Duration::from_secs(1));
         // 500 of 1,000 a second are spare: 5,000 refused at once can be served in ten seconds.
         counts.acquires.shed += 2_000;
         load.sample(&counts, 3_000, tick, &advice);

@@ -13,8 +13,10 @@ const PATIENCE: f64 = 0.8;
 /// come. Three would be once in a thousand times, if n were known and not estimated.
 const SCATTER: f64 = 4.0;
 
-/// The part of the capacity up to which higher classes leave the lower ones their turn.
+/// The part of the capacity up to which higher classes leave the lower ones their turn,
 const HALF: f64 = 0.5;
+/// and how many per second of them there must be to tell: the rate is one over a second, and fewer are chance.
+const FEWEST: f64 = 30.0;
 
 /// The bounds of the queue, in waiters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +79,7 @@ pub(crate) fn admit(seen: Occupancy, caps: Caps, claim: &Claim) -> Option<ShedRe
         return Some(ShedReason::HardCap);
     }
     let rate = claim.rate(seen.capacity);
-    if seen.idle > 0 || (seen.is_free() && rate.is_none_or(|rate| claim.taken < HALF * rate)) {
+    if seen.idle > 0 || (seen.is_free() && rate.is_none_or(|rate| claim.taken < (HALF * rate).max(FEWEST))) {
         return None;
     }
     let mut refuse = ramp(depth as f64, caps.soft as f64, caps.hard as f64);
@@ -223,7 +225,7 @@ mod tests {
             ahead in 0usize..300,
             budget in 0u64..5_000_000_000,
             use_time in prop::option::of(0u64..10_000_000_000),
-            taken in prop_oneof![Just(0.0), 0.0f64..1e6],
+            taken in prop_oneof![Just(0.0), 0.0f64..60.0, 0.0f64..1e6],
             lower in 0.0f64..0.9,
             same in 0.01f64..0.1,
             draw in 0.0f64..1.0,
@@ -242,7 +244,7 @@ mod tests {
             let verdict = admit(seen, CAPS, &claim);
             if depth >= CAPS.hard {
                 prop_assert_eq!(verdict, Some(ShedReason::HardCap));
-            } else if idle > 0 || (depth < capacity && claim.taken <= 0.0) {
+            } else if idle > 0 || (depth < capacity && claim.taken < FEWEST) {
                 prop_assert_eq!(verdict, None);
             }
         }
