@@ -271,6 +271,15 @@ impl QueryError {
         error.code().is_some_and(|state| ends.contains(state))
     }
 
+    /// Whether the server could not work, or was gone: out of resources (class 53), shut down (57P), system errors (58, XX).
+    /// What it answers then comes fast, and is no work done.
+    pub(crate) fn is_the_servers_own(&self) -> bool {
+        let Self::Postgres(error) = self else { return false };
+        let own =
+            |state: &SqlState| ["53", "57P", "58", "XX"].iter().any(|class| state.code().starts_with(class));
+        error.is_closed() || error.code().is_some_and(own)
+    }
+
     /// Whether the time ran out: ours, or the server's own `statement_timeout`. Its SQLSTATE, 57014, is also that of a
     /// query cancelled by an administrator.
     pub fn is_timeout(&self) -> bool {

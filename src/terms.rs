@@ -70,7 +70,8 @@ impl fmt::Display for Class {
 /// By when a request must have its answer: a point in time, on Tokio's clock.
 ///
 /// Put into a request's extensions, the layer and [`acquire_for`](crate::AdaptivePool::acquire_for) find it. It can only
-/// shorten a wait: `acquire_timeout` and `query_timeout` hold as well.
+/// shorten a wait: `acquire_timeout` and `query_timeout` hold as well. A wait for a connection ends so much before it as a
+/// connection is usually held, but not before half of the time is over: granted later, a query would be cut off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(Instant);
 

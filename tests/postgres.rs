@@ -5,7 +5,7 @@
 mod support;
 
 use std::pin::pin;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::task::{Context, Waker};
 use std::time::Duration;
@@ -17,7 +17,8 @@ use tokio::time::{Instant, timeout};
 use tokio_postgres::{Client, Config, NoTls};
 use tower_adaptive_pool::postgres::Transaction;
 use tower_adaptive_pool::{
-    AcquireError, AdaptivePool, Builder, Connection, Deadline, Event, Gate, Observer, Postgres, QueryError,
+    AcquireError, AdaptivePool, Builder, Connection, Controller, Deadline, Decision, Event, Gate, Observer,
+    Postgres, QueryError, Reason, Sample,
 };
 
 const SOON: Duration = Duration::from_secs(10);
@@ -867,6 +868,32 @@ async fn a_commit_after_the_deadline_is_not_sent_and_the_transaction_is_rolled_b
     transaction.execute("insert into t values (3)", &[]).await.unwrap();
     transaction.commit().await.unwrap();
     assert_eq!(connection.query("select * from t", &[]).await.unwrap().len(), 1);
+}
+
+/// Adds up the failures it is told of.
+struct Failures(Arc<AtomicU64>);
+
+impl Controller for Failures {
+    fn on_sample(&mut self, _: std::time::Instant, sample: &Sample) -> Decision {
+        self.0.fetch_add(sample.failures, Relaxed);
+        Decision { target: sample.target, reason: Reason::Steady }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_sick_server_answers_at_once_is_told_to_the_controller_as_failures() {
+    let (db, failures) = (Db::start().await, Arc::<AtomicU64>::default());
+    let pool = open(db.builder(|backend| backend).controller(Failures(failures.clone()))).await;
+    let connection = pool.acquire().await.unwrap();
+    let raise = |code: &str| format!("do $$ begin raise exception 'no' using errcode = '{code}'; end $$");
+    // The application's own mistakes are work done; that a disk is full, or a server out of memory, is not.
+    for code in ["23505", "40001", "42P01", "53100", "53200", "58030"] {
+        assert!(connection.batch_execute(&raise(code)).await.is_err());
+    }
+    eventually(SOON, async || failures.load(Relaxed) >= 3).await;
+    drop(connection);
+    pool.drain(SOON).await.unwrap();
+    assert_eq!(failures.load(Relaxed), 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -64,7 +64,7 @@ struct Args {
     out: PathBuf,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Seeds {
     Train,
     Report,
@@ -106,7 +106,7 @@ fn judge(args: &Args) -> Result<(), Error> {
             return Err(format!("no scenario has that name; there are {}", names.join(", ")).into());
         }
     }
-    let jobs = jobs(&scenarios, args);
+    let jobs = jobs(&scenarios, args)?;
     let runs = play(&jobs, args.threads)?;
     let rows = report(&jobs, runs, args)?;
     table::print(&rows, &args.controllers);
@@ -116,14 +116,27 @@ fn judge(args: &Args) -> Result<(), Error> {
         begun.elapsed().as_secs_f64(),
         args.out.display()
     );
-    Ok(())
+    within_bands(&scenarios, &rows, args.seeds)
+}
+
+/// Our default's regret may not grow unnoticed.
+fn within_bands(scenarios: &[Scenario], rows: &[Row], seeds: Seeds) -> Result<(), Error> {
+    let band = |name: &str| scenarios.iter().find(|scenario| scenario.name == name)?.bands.first().copied();
+    let over =
+        rows.iter().filter(|row| seeds == Seeds::Report && row.controller == "adaptive").filter_map(|row| {
+            let (percent, band) = (row.regret * 100.0, band(&row.scenario)?);
+            (percent > band)
+                .then(|| format!("{}, seed {}: {percent:.1} % (band {band} %)", row.scenario, row.seed))
+        });
+    let over: Vec<_> = over.collect();
+    if over.is_empty() { Ok(()) } else { Err(format!("regret over its band: {}", over.join("; ")).into()) }
 }
 
 /// For each scenario and seed the fixed sizes and whoever else was asked for.
-fn jobs<'a>(scenarios: &'a [Scenario], args: &Args) -> Vec<Job<'a>> {
+fn jobs<'a>(scenarios: &'a [Scenario], args: &Args) -> Result<Vec<Job<'a>>, Error> {
     let mut jobs = Vec::new();
     for scenario in scenarios {
-        let mut choices: Vec<_> = oracle::sizes(scenario).into_iter().map(Choice::Static).collect();
+        let mut choices: Vec<_> = oracle::sizes(scenario)?.into_iter().map(Choice::Static).collect();
         choices.extend(
             args.controllers.iter().filter(|choice| !choices.contains(choice)).copied().collect::<Vec<_>>(),
         );
@@ -131,7 +144,7 @@ fn jobs<'a>(scenarios: &'a [Scenario], args: &Args) -> Vec<Job<'a>> {
             jobs.extend(choices.iter().map(|&choice| Job { scenario, seed, choice }));
         }
     }
-    jobs
+    Ok(jobs)
 }
 
 /// Makes all runs, several at once; they know nothing of each other.

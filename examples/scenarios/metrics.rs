@@ -43,7 +43,7 @@ pub struct Row {
 
 /// The figures of all runs of one scenario and seed.
 pub fn rows(scenario: &Scenario, runs: &[Run]) -> Result<Vec<Row>, Error> {
-    let sizes = oracle::sizes(scenario);
+    let sizes = oracle::sizes(scenario)?;
     let baseline = |run: &&Run| matches!(run.choice, Choice::Static(size) if sizes.contains(&size));
     let best = oracle::best(runs.iter().filter(baseline)).ok_or("no fixed size was run")?;
     let Choice::Static(best_static_size) = best.choice else { return Err("no fixed size was run".into()) };
@@ -88,11 +88,12 @@ fn in_time(bins: &[Bin]) -> f64 {
 
 fn lost_first(scenario: &Scenario, run: &[Bin], best: &[Bin]) -> f64 {
     let first = (FIRST_S / BIN_S) as usize;
+    let in_a_second = in_time(best) / scenario.seconds();
     let lost = after_steps(scenario).into_iter().map(|step| {
         let window = step.start..step.end.min(step.start + first);
         let expected = in_time(&best[window.clone()]);
         // A second's worth of nothing says nothing: the best size too serves nobody while the database stands still.
-        if expected < 1.0 { 0.0 } else { 1.0 - in_time(&run[window]) / expected }
+        if expected < in_a_second { 0.0 } else { 1.0 - in_time(&run[window]) / expected }
     });
     lost.fold(0.0, f64::max)
 }

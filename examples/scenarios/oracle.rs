@@ -7,13 +7,22 @@ use crate::scenario::Scenario;
 /// Fixed sizes that are tried.
 const SIZES: usize = 12;
 
-/// A dozen sizes from `min_size` to `max_size`, each about the same factor over the one before.
-pub fn sizes(scenario: &Scenario) -> Vec<usize> {
+/// A dozen sizes from `min_size` to `max_size`, each about the same factor over the one before, and the nearest to the knee
+/// moved there.
+pub fn sizes(scenario: &Scenario) -> Result<Vec<usize>, Error> {
     let (least, most) = (scenario.min_size as f64, scenario.max_size as f64);
     let size = |i: usize| least * (most / least).powf(i as f64 / (SIZES - 1) as f64);
     let mut sizes: Vec<_> = (0..SIZES).map(|i| size(i).round() as usize).collect();
+    let curve = scenario.curve()?;
+    let knee = (1..=scenario.max_size).max_by(|a, b| curve.at(*a).total_cmp(&curve.at(*b))).unwrap_or(1);
+    let instances = scenario.events.iter().filter_map(|event| event.instances).max().unwrap_or(1);
+    let knee = (knee / instances).clamp(scenario.min_size, scenario.max_size);
+    if let Some(nearest) = sizes.iter_mut().min_by_key(|size| size.abs_diff(knee)) {
+        *nearest = knee;
+    }
+    sizes.sort_unstable();
     sizes.dedup();
-    sizes
+    Ok(sizes)
 }
 
 /// The fixed size with the most goodput; of equals the smallest.

@@ -37,7 +37,7 @@ struct Line<'a> {
 pub fn draw(path: &Path, scenario: &Scenario, runs: &[Run]) -> Result<(), Error> {
     let canvas = SVGBackend::new(path, SIZE).into_drawing_area();
     canvas.fill(&WHITE)?;
-    let sizes = oracle::sizes(scenario);
+    let sizes = oracle::sizes(scenario)?;
     let fixed = runs.iter().filter(|run| matches!(run.choice, Choice::Static(size) if sizes.contains(&size)));
     let best = oracle::best(fixed).ok_or("no fixed size was run")?;
     let named = |choice| runs.iter().find(|run| run.choice == choice);

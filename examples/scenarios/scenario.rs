@@ -68,6 +68,10 @@ pub struct Scenario {
     #[serde(default)]
     pub events: Vec<Event>,
     pub retries: Option<Retries>,
+    /// The most regret of our default that is put up with, in percent of the best, by seed: what it has now with a little
+    /// room, so that a change for the worse is seen. By curve, where there are several.
+    #[serde(default)]
+    pub bands: Vec<f64>,
     /// How often the load rises and falls again, or the database does.
     #[serde(default = "one")]
     pub load_cycles: u32,
@@ -186,11 +190,15 @@ impl Scenario {
         for (file, text) in FILES {
             let scenario: Self =
                 serde_json::from_str(text).map_err(|error| format!("{file}.json: {error}"))?;
-            for curve in &scenario.curves {
+            if !scenario.bands.is_empty() && scenario.bands.len() != scenario.curves.len() {
+                return Err(format!("{file}.json: as many bands as curves").into());
+            }
+            for (at, curve) in scenario.curves.iter().enumerate() {
                 curve.parse::<Curve>().map_err(|error| format!("{file}.json: {error}"))?;
                 let kind = curve.split_once(':').map_or(curve.as_str(), |(_, kind)| kind);
                 let name = if scenario.curves.len() > 1 { format!("{file}-{kind}") } else { file.into() };
-                all.push(Self { name, curves: vec![curve.clone()], ..scenario.clone() });
+                let bands = scenario.bands.get(at).copied().into_iter().collect();
+                all.push(Self { name, curves: vec![curve.clone()], bands, ..scenario.clone() });
             }
         }
         Ok(all)

@@ -73,6 +73,8 @@ async fn drive(
 struct Last {
     counts: Counts,
     dial_failures: u64,
+    failures: u64,
+    shed: u64,
     at_rest: bool,
     tick: Option<Instant>,
     load: Load,
@@ -104,7 +106,8 @@ fn tick(gate: &Gate, plant: &dyn Plant, controller: &mut dyn Controller, last: &
         gate.observe(|| Event::HeldForLong { hold });
     }
     let counts = plant.sample(now.into_std());
-    let dial_failures = gate.dial_failures();
+    let (dial_failures, failures) = (gate.dial_failures(), counts.failures.wrapping_add(gate.failed_uses()));
+    let shed = gate.inner.admissions.read().shed;
     let sample = Sample {
         queue_depth: counts.queue_depth,
         in_use: counts.in_use,
@@ -115,21 +118,21 @@ fn tick(gate: &Gate, plant: &dyn Plant, controller: &mut dyn Controller, last: &
         min_size: if gate.is_dry_run() { 1 } else { counts.min_size }, // shrinking is looked at too
         max_size: counts.max_size,
         hard_cap: counts.hard_cap,
-        arrivals: counts.acquires.started - last.counts.acquires.started,
-        completions: counts.completions - last.counts.completions,
-        failures: counts.failures - last.counts.failures,
-        timeouts: counts.acquires.timed_out - last.counts.acquires.timed_out,
-        dial_failures: dial_failures - last.dial_failures,
+        arrivals: counts.acquires.started.wrapping_sub(last.counts.acquires.started),
+        refused: shed.wrapping_sub(last.shed),
+        completions: counts.completions.wrapping_sub(last.counts.completions),
+        failures: failures.wrapping_sub(last.failures),
+        timeouts: counts.acquires.timed_out.wrapping_sub(last.counts.acquires.timed_out),
+        dial_failures: dial_failures.wrapping_sub(last.dial_failures),
         use_time: counts.use_time,
         share: gate.share(),
     };
     let elapsed = last.tick.replace(now).map_or(TICK, |before| now - before);
-    let (shed, advice) = (gate.inner.admissions.read().shed, &gate.inner.advice);
-    last.load.sample(&counts, shed, elapsed, advice);
+    last.load.sample(&counts, shed, elapsed, &gate.inner.advice);
     let now = now.into_std();
     let quiet = sample.arrivals == 0 && sample.in_use == 0 && sample.queue_depth == 0;
     last.at_rest = quiet && counts.target == counts.min_size;
-    (last.counts, last.dial_failures) = (counts, dial_failures);
+    (last.counts, last.dial_failures, last.failures, last.shed) = (counts, dial_failures, failures, shed);
 
     // A law of the user's own that panics must not stop the loop for ever: the next tick asks it again.
     let asked = catch_unwind(AssertUnwindSafe(|| controller.on_sample(now, &sample)));

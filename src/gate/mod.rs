@@ -67,6 +67,8 @@ struct Inner {
     advice: Advice,
     holds: Holds,
     dial_failures: AtomicU64,
+    /// Told by the backend; what users tell is counted with the permits.
+    failed_uses: AtomicU64,
     written_off: AtomicU64,
     draws: AtomicU64,
     /// The bits of an `f64`.
@@ -114,6 +116,7 @@ impl Gate {
             advice: Advice::default(),
             holds: Holds::new(settings.leak_warning_after),
             dial_failures: AtomicU64::new(0),
+            failed_uses: AtomicU64::new(0),
             written_off: AtomicU64::new(0),
             draws: AtomicU64::new(settings.seed()),
             share: AtomicU64::new(settings.share.to_bits()),
@@ -246,6 +249,15 @@ impl Gate {
 
     pub(crate) fn dial_failed(&self) {
         self.inner.dial_failures.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn failed_uses(&self) -> u64 {
+        self.inner.failed_uses.load(Relaxed)
+    }
+
+    #[cfg(feature = "postgres")]
+    pub(crate) fn use_failed(&self) {
+        self.inner.failed_uses.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn wrote_off(&self) {

@@ -36,11 +36,14 @@ pub struct Sample {
     pub hard_cap: usize,
     /// Acquires begun since the last sample.
     pub arrivals: u64,
+    /// Requests that the layer refused since the last sample: more would have arrived.
+    pub refused: u64,
     /// Connections given back since the last sample.
     pub completions: u64,
     /// Uses that were told to have failed ([`Connection::failed`](crate::Connection::failed),
-    /// [`Permit::failed`](crate::Permit::failed)) since the last sample. Counted when told: one sample may see the
-    /// failure, the next the completion.
+    /// [`Permit::failed`](crate::Permit::failed)) since the last sample, and queries that PostgreSQL answered with an error
+    /// of its own: out of resources, shut down, a system error. Counted when told: one sample may see the failure, the next
+    /// the completion.
     pub failures: u64,
     /// Acquires that ran into their deadline since the last sample.
     pub timeouts: u64,
@@ -65,6 +68,7 @@ impl Default for Sample {
             max_size: 0,
             hard_cap: 0,
             arrivals: 0,
+            refused: 0,
             completions: 0,
             failures: 0,
             timeouts: 0,

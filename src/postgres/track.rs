@@ -111,6 +111,9 @@ impl Running<'_, '_> {
             Ok(_) => self.ended(QueryEnd::Ok),
             Err(error) => {
                 self.track.doubt.unread.store(true, Relaxed);
+                if error.is_the_servers_own() {
+                    self.track.gate.use_failed();
+                }
                 if error.ends_the_session() {
                     self.track.doubt.lost.store(true, Relaxed);
                 }

@@ -10,6 +10,8 @@ use crate::law::scale::{Decision, Reason, Sample};
 
 /// Between two growths that no evidence stands behind: time to open connections and see the queue fall.
 const COOLDOWN: Duration = Duration::from_millis(100);
+/// And for one of many that knows nothing of the database at ease: the others grow as well.
+const COOLDOWN_BLIND: Duration = Duration::from_secs(1);
 /// Completions before a size is judged, and as many as it has connections.
 pub(super) const FEWEST: f64 = 40.0;
 /// Standard errors that decide a trial, or growth past what the load seems to need.
@@ -34,16 +36,22 @@ impl PaidGrowthController {
             return stay(Reason::Steady);
         }
         let &Sample { queue_depth, timeouts, failures, dial_failures, completions, .. } = sample;
-        if dial_failures > 0 || completions < ONE_IN.saturating_mul(timeouts.max(failures)) {
-            return stay(Reason::Vetoed { queue_depth, dial_failures, timeouts, failures });
+        let vetoed = stay(Reason::Vetoed { queue_depth, dial_failures, timeouts, failures });
+        let many = |count: u64| completions < ONE_IN.saturating_mul(count);
+        if many(failures) {
+            return vetoed; // what was seen of them is no evidence for anything
         }
         let enough = FEWEST.max(size as f64);
         let here = self.evidence.of(size).filter(|here| here.completions >= enough);
         if let Some(trial) = self.trials.current {
             return self.on_trial(now, sample, trial, here);
         }
-        if let Some(known) = here.and_then(|here| self.go_where_it_is_known_to_pay(now, sample, &here)) {
-            return known;
+        let known = here.and_then(|here| self.go_where_it_is_known_to_pay(now, sample, &here));
+        let no_growth = dial_failures > 0 || many(timeouts);
+        match known {
+            Some(known) if known.target < size || !no_growth => return known,
+            _ if no_growth => return vetoed,
+            _ => {}
         }
         if size >= sample.max_size {
             return self.hold(now, sample, here, Reason::AtMaxSize { queue_depth });
@@ -54,7 +62,9 @@ impl PaidGrowthController {
             self.load.arrivals_per_s()
         };
         let need = self.need(arrivals, sample);
-        let needed = (size + 1) as f64 <= need;
+        let blindly = self.grows_blindly(size);
+        let rested = self.moved.is_none_or(|at| now.saturating_duration_since(at) > COOLDOWN_BLIND);
+        let needed = (size + 1) as f64 <= need && (rested || !blindly);
         let Some(here) = here else { return self.grow_unproven(now, sample, need) };
         let (believed, shown) = self.elasticity_here(&here);
         let surely = |e: Estimate| e.value - DECIDED * e.error >= self.law.pays;
@@ -69,7 +79,7 @@ impl PaidGrowthController {
     /// Nothing is known of this size yet: growth goes by what the load needs, with a pause between two steps.
     fn grow_unproven(&mut self, now: Instant, sample: &Sample, need: f64) -> Decision {
         let &Sample { queue_depth, target: size, .. } = sample;
-        if (size + 1) as f64 > need {
+        if self.grows_blindly(size) || (size + 1) as f64 > need {
             let estimated_wait = duration(estimated_wait(sample));
             return Decision {
                 target: size,
@@ -82,8 +92,14 @@ impl PaidGrowthController {
         }
         let to = self.step(sample, BELIEVED.value, need);
         let unknown = Seen { size, ..Seen::default() };
-        let grown = Decision { target: to, reason: growing(sample, need, UNSEEN) };
+        let grown =
+            Decision { target: to, reason: growing(sample, need.min(sample.max_size as f64), UNSEEN) };
         self.grow_under_ceiling(now, sample, unknown, to).unwrap_or(grown)
+    }
+
+    /// One of many that has never seen the database at ease cannot tell its own need from the load of the others.
+    fn grows_blindly(&self, size: usize) -> bool {
+        self.share < 1.0 && size as f64 >= BORNE * self.share && !self.load.knows_low_use()
     }
 
     /// The size after one growth: the better it paid so far the larger the step, and none beyond what the load needs but
@@ -108,7 +124,7 @@ impl PaidGrowthController {
         let best =
             back.or_else(|| self.best(here, |seen| seen.size > size && seen.size <= sample.max_size))?;
         let (less, more) = if best.size < size { (&best, here) } else { (here, &best) };
-        let Estimate { value: elasticity, error } = self.evidence.elasticity(less, more);
+        let Estimate { value: elasticity, error } = self.of_the_whole(self.evidence.elasticity(less, more));
         let reason = if best.size > size {
             growing(sample, 0.0, Estimate { value: elasticity, error })
         } else {

@@ -14,7 +14,7 @@ const PLAUSIBLE: f64 = 1.0;
 /// Completions of a smaller size before growth is measured against it.
 const FEWEST_BELOW: f64 = 5.0;
 /// Standard errors that prove a difference that is looked at a hundred times a second.
-const PROVEN: f64 = 2.5;
+const PROVEN: f64 = 3.0;
 /// Standard errors, and completions, that are enough for a move of 15 %: a wrong one costs little and is seen soon.
 const NEAR: (f64, f64, f64) = (1.0, 300.0, 0.15);
 /// Ratio of sizes between which elasticity says more than noise.
@@ -33,15 +33,16 @@ impl PaidGrowthController {
     /// Throughput over size is concave up to its knee, so the elasticity from any smaller size is an upper bound of what
     /// is to be had here: the least of them is believed. Shown is the one with the smallest error.
     pub(super) fn elasticity_here(&self, here: &Seen) -> (f64, Estimate) {
-        let prior = BELIEVED.error.powi(-2);
-        let (mut believed, mut shown) = (1.0f64, UNSEEN);
+        let before = self.believed(here);
+        let prior = before.error.powi(-2);
+        let (mut believed, mut shown) = (before.value, UNSEEN);
         for less in self.evidence.known() {
             if less.size as f64 * SPAN > here.size as f64 || less.completions < FEWEST_BELOW {
                 continue;
             }
             let whole = self.of_the_whole(self.evidence.elasticity(less, here));
             let weight = whole.error.powi(-2);
-            believed = believed.min((prior * BELIEVED.value + weight * whole.value) / (prior + weight));
+            believed = believed.min((prior * before.value + weight * whole.value) / (prior + weight));
             if whole.error < shown.error {
                 shown = whole;
             }
@@ -53,7 +54,8 @@ impl PaidGrowthController {
     /// beyond the knee it falls long before the mean over the way from a small size does.
     pub(super) fn slope_here(&self, here: &Seen) -> Estimate {
         let f = self.share;
-        let slope = Estimate { value: 1.0 - f * (1.0 - BELIEVED.value), error: f * BELIEVED.error };
+        let before = self.believed(here);
+        let slope = Estimate { value: 1.0 - f * (1.0 - before.value), error: f * before.error };
         let mut fit = Fit::new(slope, Estimate { value: f * BEND.value, error: f * BEND.error });
         for seen in self.evidence.known().filter(|seen| seen.completions >= FEWEST_BELOW) {
             let away = (seen.size as f64 / here.size as f64).ln();
@@ -63,8 +65,17 @@ impl PaidGrowthController {
         self.of_the_whole(fit.slope())
     }
 
+    /// What is believed of growth by what a connection brings here, in parts of what it brings where the database has nothing
+    /// else to do: of such an E the Universal Scalability Law leaves an elasticity between 2 E - 1 (contention alone) and E
+    /// (queueing alone).
+    pub(super) fn believed(&self, here: &Seen) -> Estimate {
+        let Some(unloaded) = self.load.unloaded_use(self.shortest_use) else { return BELIEVED };
+        let brings = here.rate() * unloaded / here.size as f64;
+        Estimate { value: (1.5 * brings - 0.5).clamp(0.0, BELIEVED.value), ..BELIEVED }
+    }
+
     /// A share f of the load sees e_own = 1 - f (1 - e).
-    fn of_the_whole(&self, own: Estimate) -> Estimate {
+    pub(super) fn of_the_whole(&self, own: Estimate) -> Estimate {
         Estimate { value: 1.0 - (1.0 - own.value) / self.share, error: own.error / self.share }
     }
 
@@ -84,7 +95,7 @@ impl PaidGrowthController {
 
     /// The size worth most, in the worse case, of those proven to be worth more than this one.
     pub(super) fn best(&self, here: &Seen, eligible: impl Fn(&Seen) -> bool) -> Option<Seen> {
-        let worst_case = |seen: &Seen| self.worth(seen) - seen.variance().sqrt();
+        let worst_case = |seen: &Seen| self.worth(seen) - self.evidence.variance(seen).sqrt();
         self.evidence
             .known()
             .filter(|seen| seen.completions >= FEWEST && eligible(seen))

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::law::scale::Sample;
 
-/// Memory of the arrival rate that a step must show in: two ticks.
+/// Memory of the arrival rate that a step must show in, in seconds: two ticks.
 const FAST: f64 = 0.020;
 /// Memory of the arrival rate that must not follow every blip, in seconds.
 const SLOW: f64 = 0.5;
@@ -36,6 +36,8 @@ pub(super) struct Load {
     share: f64,
     /// Connection-seconds and completions while nothing waits.
     low: (f64, f64),
+    /// Connections held at the last sample, when nobody waited.
+    low_in_use: Option<usize>,
     peaks: [usize; PERIODS],
     period: Option<Instant>,
 }
@@ -51,7 +53,9 @@ impl Load {
         }
         let seconds = since.as_secs_f64();
         if seconds > 0.0 {
-            let arrivals_per_s = sample.arrivals as f64 / seconds;
+            // Alone, what is refused shows in the evidence; one of many has little of that, and goes by the need.
+            let refused = if sample.share < 1.0 { sample.refused } else { 0 };
+            let arrivals_per_s = sample.arrivals.saturating_add(refused) as f64 / seconds;
             smooth(&mut self.fast_arrivals_per_s, arrivals_per_s, seconds / FAST);
             smooth(&mut self.slow_arrivals_per_s, arrivals_per_s, seconds / SLOW);
             smooth(&mut self.queue, sample.queue_depth as f64, seconds / QUEUE);
@@ -61,16 +65,32 @@ impl Load {
         if since > LONGEST_TICK { 0.0 } else { seconds }
     }
 
+    pub fn is_before_the_last(&self, now: Instant) -> bool {
+        self.last.is_some_and(|last| now < last)
+    }
+
     /// Connections the load needs by Little's law at a database that is not loaded, with room for its scatter: infinite
     /// while nothing is known.
     pub fn need(&self, arrivals_per_s: f64, shortest_use: Option<f64>, use_time: Option<Duration>) -> f64 {
-        let known = match (shortest_use, self.low_use()) {
-            (Some(seen), Some(low)) => Some(seen.min(low)),
-            (seen, low) => seen.or(low),
+        let Some(use_time) = self.unloaded_use(shortest_use).or(use_time.map(|time| time.as_secs_f64()))
+        else {
+            return f64::INFINITY;
         };
-        let Some(use_time) = known.or(use_time.map(|time| time.as_secs_f64())) else { return f64::INFINITY };
         let held = arrivals_per_s * use_time;
         1.1 * held + held.sqrt()
+    }
+
+    /// Whether it was ever seen with nobody waiting: all else may be the load of others.
+    pub fn knows_low_use(&self) -> bool {
+        self.low.1 >= LOW_FEWEST
+    }
+
+    /// What a connection is held for where the database has nothing else to do, in seconds.
+    pub fn unloaded_use(&self, shortest_use: Option<f64>) -> Option<f64> {
+        match (shortest_use, self.low_use()) {
+            (Some(seen), Some(low)) => Some(seen.min(low)),
+            (seen, low) => seen.or(low),
+        }
     }
 
     /// Arrivals a second, as soon as they change.
@@ -114,15 +134,23 @@ impl Load {
     fn low_use(&self) -> Option<f64> {
         let (held, completions) = self.low;
         let fewest = if self.share < 1.0 { LOW_FEWEST_SHARED } else { LOW_FEWEST };
-        (completions >= fewest).then(|| held / completions)
+        // Those that began and ended between two samples seem to have taken no time at all.
+        (completions >= fewest && held > 0.0).then(|| held / completions)
     }
 
-    /// A use that failed at once is no measure.
+    /// Only where nobody waited before and after: to look at the end alone would find few held and many just given back. A
+    /// use that failed at once is no measure.
     fn note_low_use(&mut self, sample: &Sample, seconds: f64) {
-        if sample.queue_depth > 0 || sample.failures > 0 {
+        let before = self.low_in_use.take();
+        if sample.queue_depth > 0 {
             return;
         }
-        let (held, completions) = (sample.in_use as f64 * seconds, sample.completions as f64);
+        self.low_in_use = Some(sample.in_use);
+        let Some(before) = before.filter(|_| sample.failures == 0) else { return };
+        // After a longer pause, in which nothing was held, the driver waits for one tick.
+        let seconds = seconds.min(FAST);
+        let held = f64::midpoint(before as f64, sample.in_use as f64) * seconds;
+        let completions = sample.completions as f64;
         let kept = 1.0 - (completions / LOW_MEMORY).min(1.0);
         self.low = (kept * self.low.0 + held, kept * self.low.1 + completions);
     }
@@ -176,6 +204,31 @@ mod tests {
             load.observe(now, &Sample { in_use: 3, ..Sample::default() });
         }
         assert_eq!(load.peak_in_use(), 3);
+    }
+
+    #[test]
+    fn the_use_of_long_and_short_queries_mixed_is_their_mean() {
+        let (mut load, mut now) = (Load::default(), Instant::now());
+        // One connection has a query a tick, the other one every twenty.
+        for tick in 1..=400u64 {
+            now += TICK;
+            let completions = 1 + u64::from(tick % 20 == 0);
+            load.observe(now, &Sample { in_use: 2, completions, ..Sample::default() });
+        }
+        let mean = (20.0 * 0.010 + 0.200) / 21.0;
+        assert!((load.low_use().unwrap() / mean - 1.0).abs() < 0.02, "{:?} for {mean}", load.low_use());
+    }
+
+    #[test]
+    fn ticks_after_which_somebody_waits_say_nothing_of_a_use_at_ease() {
+        let (mut load, mut now) = (Load::default(), Instant::now());
+        // Two are held, one completes a tick; whenever nobody waits at the end, both have just been given back.
+        for tick in 0..400 {
+            now += TICK;
+            let (queue_depth, in_use, completions) = if tick % 2 == 0 { (1, 2, 1) } else { (0, 0, 3) };
+            load.observe(now, &Sample { queue_depth, in_use, completions, ..Sample::default() });
+        }
+        assert_eq!(load.low_use(), None);
     }
 
     #[test]

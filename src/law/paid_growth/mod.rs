@@ -16,8 +16,9 @@ use grow::end_trial;
 use load::Load;
 use trial::Trials;
 
-/// Evidence counts from so long after a move, and from a use time after it if that is longer, but never longer than
-/// this: the connections just opened or closed have had their effect by then.
+/// Evidence counts from so long after a move, and from two use times after it if that is longer, but never longer than
+/// this: the connections just opened or closed have had their effect by then. Two, because the first to end on new
+/// connections are the short ones.
 const SETTLE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// A wait that is worth a connection to somebody, in seconds, whatever the load seems to need.
 const LONG_WAIT: f64 = 0.020;
@@ -115,7 +116,14 @@ impl PaidGrowthController {
     }
 
     fn observe(&mut self, now: Instant, sample: &Sample) {
-        self.share = if sample.share > 0.0 && sample.share < 1.0 { sample.share } else { 1.0 };
+        let share = if sample.share > 0.0 && sample.share < 1.0 { sample.share } else { 1.0 };
+        if (share - self.share).abs() > f64::EPSILON {
+            self.share = share;
+            // What was seen is of another part of the database.
+            self.evidence = Evidence::new();
+            self.evidence.begin(self.target);
+            self.trials.forget();
+        }
         let seconds = self.load.observe(now, sample);
         if sample.target != self.target {
             self.moved = Some(now);
@@ -129,7 +137,7 @@ impl PaidGrowthController {
             && sample.opening == 0
             && !self.load.stalled(now, use_time);
         if !saturated || !self.saturated {
-            self.counts_from = Some(now + use_time.max(SETTLE.0).min(SETTLE.1));
+            self.counts_from = Some(now + use_time.saturating_mul(2).max(SETTLE.0).min(SETTLE.1));
         } else if seconds > 0.0 && self.counts_from.is_some_and(|from| now > from) {
             // What failed is no work done, however fast it was.
             let useful = sample.completions.saturating_sub(sample.failures);
@@ -187,18 +195,23 @@ impl PaidGrowthController {
 
 impl Controller for PaidGrowthController {
     fn on_sample(&mut self, now: Instant, sample: &Sample) -> Decision {
+        if self.load.is_before_the_last(now) {
+            *self = Self::new(self.law); // a clock set back: nothing dated is worth keeping
+        }
         self.observe(now, sample);
         if sample.queue_depth > 0 {
             self.quiet_since = None;
         }
-        let lapsed = self.trials.current.filter(|trial| sample.queue_depth == 0 && now >= trial.until);
+        let hungry = self.hungry(sample);
+        let lapsed = self.trials.current.filter(|trial| !hungry && now >= trial.until);
         let mut decision = if let Some(trial) = lapsed {
             // Nobody waits any more, so a trial of more has served, and one of less has nothing to show.
             self.trials.current = None;
             self.trials.postpone(now);
-            let stay = Decision { target: sample.target, reason: Reason::Steady };
-            if sample.target < trial.from { end_trial(trial) } else { stay }
-        } else if self.hungry(sample) {
+            let (from, to) = (trial.from, trial.to);
+            let kept = Decision { target: sample.target, reason: Reason::TrialKept { from, to } };
+            if sample.target < trial.from { end_trial(trial) } else { kept }
+        } else if hungry {
             self.grow(now, sample)
         } else if sample.queue_depth == 0 {
             self.shrink(now, sample)

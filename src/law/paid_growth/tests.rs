@@ -129,6 +129,50 @@ fn a_share_is_corrected_for() {
 }
 
 #[test]
+fn one_of_many_that_never_saw_the_database_at_ease_does_not_follow_its_need() {
+    let grown = |quiet_first: bool| {
+        let mut bench = Bench::new();
+        bench.sample.share = 0.125;
+        let waiting = std::mem::replace(&mut bench.sample.queue_depth, if quiet_first { 0 } else { 150 });
+        bench.run(200, |size| size * 100.0);
+        bench.sample.queue_depth = waiting;
+        bench.run(100, |size| size * 100.0);
+        bench.sample.target
+    };
+    let (blind, knowing) = (grown(false), grown(true));
+    assert!(blind <= 5, "a connection a second: {blind}");
+    assert!(knowing > 2 * blind, "{knowing} and {blind}");
+}
+
+#[test]
+fn the_less_a_connection_brings_of_what_one_does_at_ease_the_less_growth_is_believed_in() {
+    let believed = |held_at_ease: usize| {
+        let mut bench = Bench::new();
+        for _ in 0..100 {
+            bench.now += TICK;
+            let ease = Sample { queue_depth: 0, in_use: held_at_ease, completions: 4, ..bench.sample };
+            let _ = bench.law.on_sample(bench.now, &ease);
+        }
+        bench.law.believed(&evidence::Seen { size: 10, completions: 400.0, seconds: 1.0 }).value // 25 ms each
+    };
+    let cases = [(10, 0.8), (8, 0.7), (6, 0.4), (4, 0.1), (2, 0.0)];
+    for (held_at_ease, expected) in cases {
+        let believed = believed(held_at_ease);
+        assert!((believed - expected).abs() < 0.01, "{believed} with {held_at_ease} held");
+    }
+}
+
+#[test]
+fn what_does_not_pay_is_taken_back_while_acquires_time_out() {
+    let mut bench = Bench::new();
+    bench.run(30, |size| size * 100.0);
+    let before = bench.sample.target;
+    bench.sample.timeouts = 50;
+    bench.run(500, |_| 300.0);
+    assert!(bench.sample.target < before, "{} after {before}", bench.sample.target);
+}
+
+#[test]
 fn without_completions_nothing_grows_past_the_need() {
     let mut bench = Bench::new();
     bench.run(300, knee_at_12);
@@ -204,6 +248,17 @@ fn a_clock_that_stands_still_or_jumps_leaves_the_target_in_bounds() {
 }
 
 #[test]
+fn after_a_clock_was_set_back_it_finds_the_knee_again() {
+    let mut bench = Bench::new();
+    bench.now += Duration::from_secs(86_400);
+    bench.run(1_000, knee_at_12);
+    bench.now -= Duration::from_secs(86_400);
+    bench.sample.target = 2;
+    bench.run(1_000, knee_at_12);
+    assert!((8..=16).contains(&bench.sample.target), "{}", bench.sample.target);
+}
+
+#[test]
 fn a_max_size_lowered_under_the_present_use_is_obeyed_at_once() {
     let mut bench = Bench::new();
     bench.sample.arrivals = 120;
@@ -242,7 +297,7 @@ prop_compose! {
         (queue_depth, in_use, peak_in_use, idle, opening) in (size(), size(), size(), size(), 0usize..3),
         (target, min_size, above, hard_cap) in (size(), 1usize..60, 0usize..60, size()),
         (arrivals, completions, failures) in (count(), count(), count()),
-        (timeouts, dial_failures) in (count(), 0u64..2),
+        (timeouts, dial_failures, refused) in (count(), 0u64..2, count()),
         use_time in prop::option::of(prop_oneof![Just(Duration::ZERO), Just(Duration::MAX),
             (0u64..1_000_000_000).prop_map(Duration::from_nanos)]),
         share in prop_oneof![Just(1.0), Just(0.0), Just(f64::NAN), 0.0f64..1.0],
@@ -251,7 +306,7 @@ prop_compose! {
         let in_use = if saturated { target } else { in_use };
         Sample {
             queue_depth, in_use, peak_in_use, idle, opening, target, min_size, max_size: min_size + above, hard_cap,
-            arrivals, completions, failures, timeouts, dial_failures, use_time, share,
+            arrivals, refused, completions, failures, timeouts, dial_failures, use_time, share,
         }
     }
 }

@@ -13,7 +13,7 @@ const NEAR: f64 = 1.15;
 const FAR_LASTS: Duration = Duration::from_millis(250);
 const NEAR_LASTS: Duration = Duration::from_millis(1_500);
 /// Before the first trial, and after one that failed; each failure makes the next wait half as long again.
-const FIRST_WAIT: Duration = Duration::from_secs(1);
+const FIRST_WAIT: Duration = Duration::from_millis(300);
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 /// After one that succeeded: on, while it pays.
 const NEXT_STEP: Duration = Duration::from_millis(200);
