@@ -20,8 +20,8 @@ const LOW_FEWEST: f64 = 30.0;
 const LOW_FEWEST_SHARED: f64 = 1.0;
 /// Between two samples, when the driver is alive. A longer one saw a stall of the program, not of the database.
 const LONGEST_TICK: Duration = Duration::from_millis(200);
-/// Periods over which the peak use is remembered: six of half a second.
-const PERIODS: usize = 6;
+/// Periods over which the peak use is remembered: four of half a second.
+const PERIODS: usize = 4;
 const PERIOD: Duration = Duration::from_millis(500);
 /// Without a completion for so long, and for four times a use, the database stands still.
 const SHORTEST_STALL: Duration = Duration::from_millis(20);
@@ -114,7 +114,7 @@ impl Load {
         self.last_completion.is_none_or(|at| now.saturating_duration_since(at) > patience)
     }
 
-    /// The most connections held at once in the last three seconds.
+    /// The most connections held at once in the last two seconds.
     pub fn peak_in_use(&self) -> usize {
         self.peaks.iter().copied().max().unwrap_or(0)
     }
@@ -191,10 +191,10 @@ mod tests {
     }
 
     #[test]
-    fn the_peak_is_forgotten_after_three_seconds() {
+    fn the_peak_is_forgotten_after_two_seconds() {
         let (mut load, mut now) = (Load::default(), Instant::now());
         load.observe(now, &Sample { peak_in_use: 40, ..Sample::default() });
-        for _ in 0..249 {
+        for _ in 0..149 {
             now += TICK;
             load.observe(now, &Sample { in_use: 3, ..Sample::default() });
         }

@@ -12,7 +12,7 @@ const NEAR: f64 = 1.15;
 /// How long a trial lasts at the most, with the settling: a quarter of a second is 2 % of the time between two.
 const FAR_LASTS: Duration = Duration::from_millis(250);
 const NEAR_LASTS: Duration = Duration::from_millis(1_500);
-/// Before the first trial, and after one that failed; each failure makes the next wait half as long again.
+/// Before the first trial, and after one that failed; each failure makes the next wait longer.
 const FIRST_WAIT: Duration = Duration::from_millis(300);
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 /// After one that succeeded: on, while it pays.
@@ -22,8 +22,9 @@ const AFTER_RETREAT: Duration = Duration::from_millis(300);
 /// How long a ceiling holds, and, doubled by halves, how long at the most.
 const CEILING_LASTS: Duration = Duration::from_secs(5);
 const CEILING_LONGEST: Duration = Duration::from_secs(60);
-/// What each wait grows by.
+/// What each wait grows by; after a trial that was far away, which costs more.
 const BACK_OFF: f64 = 1.5;
+const FAR_BACK_OFF: f64 = 2.0;
 
 /// A size that was seen not to pay.
 #[derive(Clone, Copy, Debug)]
@@ -109,7 +110,7 @@ impl Trials {
         self.current = None;
         self.upwards = Some(trial.to < trial.from);
         self.step = STEP;
-        self.wait = self.wait.mul_f64(BACK_OFF).min(LONGEST_WAIT);
+        self.wait = self.wait.mul_f64(if trial.near { BACK_OFF } else { FAR_BACK_OFF }).min(LONGEST_WAIT);
         self.next = Some(now + self.wait);
         if trial.to > trial.from {
             self.lower_ceiling(trial.to, now);
