@@ -25,11 +25,11 @@ soak: setup ## five minutes of load and random faults; SOAK_SECONDS=... for anot
 bench: ## run the benchmarks
 	cargo bench --all-features
 
-regimes: ## where more connections pay, do not pay, and cost: fixed sizes and the adaptive one, in turns (20 minutes)
+regimes: ## where more connections pay, do not pay, and cost: fixed sizes and the adaptive one, in turns (25 minutes)
 	@scripts/setup demo
 	@mkdir -p target/regimes
-	cargo run --release --quiet --example load_test --features axum -- --rounds 6 --phase-seconds 3 \
-		--scenario burst --scenario cpu --scenario lock --scenario lock-nowait \
+	cargo run --release --quiet --example load_test --features axum -- --rounds 5 --phase-seconds 3 \
+		--scenario burst --scenario incident --scenario cpu --scenario lock --scenario lock-nowait \
 		--pool fixed:5 --pool fixed:10 --pool fixed:20 --pool fixed:50 --pool adaptive \
 		--json target/regimes/summary.json --svg target/regimes/regimes.svg $(ARGS)
 

@@ -90,10 +90,12 @@ async fn run(args: &Args) -> Result<(), Error> {
     let mut database = Database::open(args.database_url.as_deref(), largest).await?;
     let mut runs = Vec::new();
     for scenario in &args.scenarios {
+        let mut pools = args.pools.clone();
         for _ in 0..args.rounds {
-            for &pool in &args.pools {
+            for &pool in &pools {
                 runs.push(run_one(&mut database, args, scenario, pool).await?);
             }
+            pools.rotate_left(1); // none is always the first after another's
         }
     }
     let told = if args.rounds > 1 { rounds::summary(&runs) } else { table::comparison(&runs, args) };

@@ -40,6 +40,7 @@ pub struct Run {
     pub connection_seconds: f64,
     /// Turns of the target by 15 % or more, probes apart; of the instance with the most.
     pub reversals: u32,
+    pub turns: u32,
     pub probes: u32,
     /// The part of the time that the instances spent in probes.
     pub probing: f64,
@@ -126,7 +127,7 @@ impl Record {
                 self.moves.push(Move { at: now, instance: number, from, to, queue_depth, reason });
                 turns.see(snapshot.target, reason.code());
                 if now.as_secs_f64() < self.settled_s {
-                    turns.reversals = 0;
+                    (turns.reversals, turns.turns) = (0, 0);
                 }
             }
             // A probe lasts until the law says something else: when it is kept, the target does not move.
@@ -158,6 +159,7 @@ impl Record {
             p99_ms: p99.map(|&ms| f64::from(ms)),
             connection_seconds: self.connection_seconds,
             reversals: self.instances.iter().map(|turns| turns.reversals).max().unwrap_or(0),
+            turns: self.instances.iter().map(|turns| turns.turns).max().unwrap_or(0),
             probes: self.instances.iter().map(|turns| turns.probes).sum(),
             probing: self.probing_looks as f64 / self.instance_looks.max(1) as f64,
             bins: self.bins,
@@ -166,13 +168,16 @@ impl Record {
     }
 }
 
-/// The turns of one instance's target.
+/// How one instance's target went to and fro.
 struct Turns {
     target: usize,
     probing: bool,
     probes: u32,
+    /// Moves of 15 % or more against the one before, probes apart.
     reversals: u32,
-    /// The way the target goes, once it has moved by 15 %, and how far it came.
+    moved_up: Option<bool>,
+    /// Ways of 15 % or more against the one before, in however many moves.
+    turns: u32,
     rising: Option<bool>,
     lowest: f64,
     highest: f64,
@@ -180,29 +185,41 @@ struct Turns {
 
 impl Turns {
     fn new(target: usize) -> Self {
-        let at = target as f64;
-        Self { target, probing: false, probes: 0, reversals: 0, rising: None, lowest: at, highest: at }
+        let (lowest, highest) = (target as f64, target as f64);
+        let (probing, probes, reversals, turns) = (false, 0, 0, 0);
+        Self { target, probing, probes, reversals, moved_up: None, turns, rising: None, lowest, highest }
     }
 
     fn see(&mut self, target: usize, code: &str) {
-        self.target = target;
-        self.probing = code.starts_with("probe");
+        let from = std::mem::replace(&mut self.target, target);
+        let ends_a_probe = std::mem::replace(&mut self.probing, code.starts_with("probe"));
         if self.probing {
             self.probes += 1;
-        } else {
-            self.turn(target as f64);
+            return;
+        }
+        if !ends_a_probe {
+            self.moved(target as f64 / from.max(1) as f64);
+        }
+        self.went(target as f64);
+    }
+
+    fn moved(&mut self, ratio: f64) {
+        let up = ratio >= 1.0 + LARGE;
+        if up || ratio <= 1.0 - LARGE {
+            self.reversals += u32::from(self.moved_up == Some(!up));
+            self.moved_up = Some(up);
         }
     }
 
-    /// Many small moves are as good as a large one: what counts is the way from the last turning point.
-    fn turn(&mut self, at: f64) {
-        (self.lowest, self.highest) = (self.lowest.min(at), self.highest.max(at));
-        let rises = at >= self.lowest * (1.0 + LARGE) && self.rising != Some(true);
-        let falls = at <= self.highest * (1.0 - LARGE) && self.rising != Some(false);
+    /// Many small moves are as good as a large one here: what counts is the way from the last turning point.
+    fn went(&mut self, to: f64) {
+        (self.lowest, self.highest) = (self.lowest.min(to), self.highest.max(to));
+        let rises = to >= self.lowest * (1.0 + LARGE) && self.rising != Some(true);
+        let falls = to <= self.highest * (1.0 - LARGE) && self.rising != Some(false);
         if rises || falls {
-            self.reversals += u32::from(self.rising.is_some());
+            self.turns += u32::from(self.rising.is_some());
             self.rising = Some(rises);
-            (self.lowest, self.highest) = (at, at);
+            (self.lowest, self.highest) = (to, to);
         }
     }
 }
@@ -211,31 +228,37 @@ impl Turns {
 mod tests {
     use super::*;
 
-    fn reversals(targets: &[usize]) -> u32 {
+    /// Reversals, and turns.
+    fn to_and_fro(targets: &[usize]) -> (u32, u32) {
         let mut turns = Turns::new(targets[0]);
         for &target in targets {
             turns.see(target, "test");
         }
-        turns.reversals
+        (turns.reversals, turns.turns)
     }
 
     #[test]
     fn a_reversal_is_two_large_moves_in_opposite_directions() {
-        assert_eq!(reversals(&[10, 15, 23, 35, 50]), 0, "growth");
-        assert_eq!(reversals(&[10, 15, 23, 20, 23]), 0, "13 % back is no move");
-        assert_eq!(reversals(&[10, 15, 23, 15]), 1);
-        assert_eq!(reversals(&[10, 20, 19, 18, 17, 16, 15, 10]), 1, "many small moves");
-        assert_eq!(reversals(&[10, 20, 10, 20, 10]), 3);
-        assert_eq!(reversals(&[40, 20, 21, 22, 23]), 1);
+        assert_eq!(to_and_fro(&[10, 15, 23, 35, 50]), (0, 0), "growth");
+        assert_eq!(to_and_fro(&[10, 15, 23, 20, 23]), (0, 0), "13 % back is no move");
+        assert_eq!(to_and_fro(&[10, 15, 23, 15]), (1, 1));
+        assert_eq!(to_and_fro(&[10, 20, 10, 20, 10]), (3, 3));
+        assert_eq!(to_and_fro(&[40, 20, 21, 22, 23]), (0, 1));
+    }
+
+    #[test]
+    fn a_turn_may_take_many_small_moves() {
+        assert_eq!(to_and_fro(&[10, 20, 19, 18, 17, 16, 15, 10]), (1, 1));
+        assert_eq!(to_and_fro(&[10, 20, 19, 18, 17, 16, 15]), (0, 1));
     }
 
     #[test]
     fn probes_are_counted_apart() {
         let mut turns = Turns::new(10);
-        for (target, code) in [(20, "grow"), (15, "probe"), (20, "probe_ended"), (15, "probe"), (20, "grow")]
+        for (target, code) in [(20, "grow"), (15, "probe"), (20, "trial_ended"), (15, "probe"), (20, "grow")]
         {
             turns.see(target, code);
         }
-        assert_eq!((turns.reversals, turns.probes), (0, 3));
+        assert_eq!((turns.reversals, turns.turns, turns.probes), (0, 0, 2));
     }
 }

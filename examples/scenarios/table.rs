@@ -61,10 +61,11 @@ fn regrets(rows: &[Row], choices: &[String]) -> Table {
 }
 
 fn details(rows: &[Row], choice: &str) -> Table {
-    const HEAD: [&str; 8] = [
+    const HEAD: [&str; 9] = [
         "regret",
         "lost in the first 5 s",
         "reversals / cycles",
+        "turns",
         "connections ÷ needed",
         "recovered in",
         "p99",
@@ -84,6 +85,7 @@ fn details(rows: &[Row], choice: &str) -> Table {
             share(worst(|row| row.regret), 0.02),
             share(worst(|row| row.lost_first_5s), 0.05),
             Figure { text: format!("{reversals} / {cycles}"), missed: reversals > f64::from(2 * cycles) },
+            Figure { text: worst(|row| f64::from(row.turns)).to_string(), missed: false },
             Figure { text: format!("{connections:.2}"), missed: connections > 1.3 },
             Figure {
                 text: if recovered.is_finite() { format!("{recovered:.1} s") } else { "never".into() },
