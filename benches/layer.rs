@@ -13,7 +13,7 @@ use criterion::measurement::WallTime;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use support::OneTask;
 use tower::{Layer, Service, ServiceBuilder, service_fn};
-use tower_adaptive_pool::{AdaptivePoolLayer, Class, Limiter, Permit};
+use tower_adaptive_pool::{AdaptivePoolLayer, Class, Limiter, Permit, Terms};
 use tower_resilience_adaptive::{AdaptiveLimiterLayer, Aimd};
 
 /// What nothing here ever exceeds: requests at once, and the time one takes.
@@ -63,6 +63,13 @@ fn admitted(group: &mut BenchmarkGroup<'_, WallTime>, task: &OneTask) {
         .expect("a header's name");
     // A request that brings a header costs more by itself: what classes and deadlines add is over this one.
     measure_with(group, task, "bare_with_header", &bare(), with_deadline);
+    // What http itself takes for the first thing that is put into a request's extensions.
+    let with_extension = || {
+        let mut request = with_deadline();
+        request.extensions_mut().insert(Terms::from(Class::Critical));
+        request
+    };
+    measure_with(group, task, "bare_with_header_and_extension", &bare(), with_extension);
     measure_with(group, task, "adaptive_classed", &classed.layer(bare()), with_deadline);
     group.bench_function("decision", |bencher| bencher.iter(|| limiter.gate().admit()));
 }
