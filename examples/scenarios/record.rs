@@ -38,7 +38,7 @@ pub struct Run {
     pub goodput: u64,
     pub p99_ms: Option<f64>,
     pub connection_seconds: f64,
-    /// Turns of the target by 15 % or more, probes apart; of the instance with the most.
+    /// Trail of the target by 15 % or more, probes apart; of the instance with the most.
     pub reversals: u32,
     pub turns: u32,
     pub probes: u32,
@@ -64,7 +64,7 @@ pub struct Record {
     looks: Vec<u32>,
     latencies: Vec<f32>,
     connection_seconds: f64,
-    instances: Vec<Turns>,
+    instances: Vec<Trail>,
     moves: Vec<Move>,
     settled_s: f64,
     instance_looks: u64,
@@ -117,23 +117,23 @@ impl Record {
         self.looks[index] += 1;
         for (number, snapshot) in snapshots.enumerate() {
             if number == self.instances.len() {
-                self.instances.push(Turns::new(snapshot.target));
+                self.instances.push(Trail::new(snapshot.target));
             }
-            let turns = &mut self.instances[number];
+            let trail = &mut self.instances[number];
             let reason = snapshot.last_decision.reason;
-            if snapshot.target != turns.target {
+            if snapshot.target != trail.target {
                 let queue_depth = snapshot.queue_depth;
-                let (from, to) = (turns.target, snapshot.target);
+                let (from, to) = (trail.target, snapshot.target);
                 self.moves.push(Move { at: now, instance: number, from, to, queue_depth, reason });
-                turns.see(snapshot.target, reason.code());
+                trail.see(snapshot.target, reason.code());
                 if now.as_secs_f64() < self.settled_s {
-                    (turns.reversals, turns.turns) = (0, 0);
+                    (trail.reversals, trail.turns) = (0, 0);
                 }
             }
             // A probe lasts until the law says something else: when it is kept, the target does not move.
-            turns.probing &= reason.code().starts_with("probe");
+            trail.probing &= reason.code().starts_with("probe");
             self.instance_looks += 1;
-            self.probing_looks += u64::from(turns.probing);
+            self.probing_looks += u64::from(trail.probing);
             let bin = &mut self.bins[index];
             bin.target += snapshot.target as f64;
             bin.in_use += snapshot.in_use as f64;
@@ -158,9 +158,9 @@ impl Record {
             goodput: self.bins.iter().map(|bin| u64::from(bin.in_time)).sum(),
             p99_ms: p99.map(|&ms| f64::from(ms)),
             connection_seconds: self.connection_seconds,
-            reversals: self.instances.iter().map(|turns| turns.reversals).max().unwrap_or(0),
-            turns: self.instances.iter().map(|turns| turns.turns).max().unwrap_or(0),
-            probes: self.instances.iter().map(|turns| turns.probes).sum(),
+            reversals: self.instances.iter().map(|trail| trail.reversals).max().unwrap_or(0),
+            turns: self.instances.iter().map(|trail| trail.turns).max().unwrap_or(0),
+            probes: self.instances.iter().map(|trail| trail.probes).sum(),
             probing: self.probing_looks as f64 / self.instance_looks.max(1) as f64,
             bins: self.bins,
             moves: self.moves,
@@ -169,7 +169,7 @@ impl Record {
 }
 
 /// How one instance's target went to and fro.
-struct Turns {
+struct Trail {
     target: usize,
     probing: bool,
     probes: u32,
@@ -183,7 +183,7 @@ struct Turns {
     highest: f64,
 }
 
-impl Turns {
+impl Trail {
     fn new(target: usize) -> Self {
         let (lowest, highest) = (target as f64, target as f64);
         let (probing, probes, reversals, turns) = (false, 0, 0, 0);
@@ -230,11 +230,11 @@ mod tests {
 
     /// Reversals, and turns.
     fn to_and_fro(targets: &[usize]) -> (u32, u32) {
-        let mut turns = Turns::new(targets[0]);
+        let mut trail = Trail::new(targets[0]);
         for &target in targets {
-            turns.see(target, "test");
+            trail.see(target, "test");
         }
-        (turns.reversals, turns.turns)
+        (trail.reversals, trail.turns)
     }
 
     #[test]
@@ -254,11 +254,11 @@ mod tests {
 
     #[test]
     fn probes_are_counted_apart() {
-        let mut turns = Turns::new(10);
+        let mut trail = Trail::new(10);
         for (target, code) in [(20, "grow"), (15, "probe"), (20, "trial_ended"), (15, "probe"), (20, "grow")]
         {
-            turns.see(target, code);
+            trail.see(target, code);
         }
-        assert_eq!((turns.reversals, turns.turns, turns.probes), (0, 0, 2));
+        assert_eq!((trail.reversals, trail.turns, trail.probes), (0, 0, 2));
     }
 }
