@@ -117,8 +117,13 @@ impl IntoResponse for Error {
             // Closed here, or no database: another instance, or this one after its next dial, may serve.
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
-        if let Self::Acquire(error) = self {
-            response.extensions_mut().insert(error);
+        let reason = match self {
+            Self::Acquire(error) => Some(error),
+            #[cfg(feature = "postgres")]
+            Self::Query(_) => None,
+        };
+        if let Some(reason) = reason {
+            response.extensions_mut().insert(reason);
         }
         response
     }
