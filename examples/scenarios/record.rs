@@ -38,7 +38,7 @@ pub struct Run {
     pub goodput: u64,
     pub p99_ms: Option<f64>,
     pub connection_seconds: f64,
-    /// Trail of the target by 15 % or more, probes apart; of the instance with the most.
+    /// Reversals of the target by 15 % or more, probes apart; of the instance with the most.
     pub reversals: u32,
     pub turns: u32,
     pub probes: u32,

@@ -31,7 +31,7 @@ impl PaidGrowthController {
     /// What growth to this size brought, as elasticity of the whole database: what is believed of it, and what was shown.
     ///
     /// Throughput over size is concave up to its knee, so the elasticity from any smaller size is an upper bound of what
-    /// is to be had here: the least of them is believed. Shown is the one with the smallest error.
+    /// is to be had here: the least of them is believed, and never more than what was to be expected. Shown is the one with the smallest error.
     pub(super) fn elasticity_here(&self, here: &Seen) -> (f64, Estimate) {
         let before = self.believed(here);
         let prior = before.error.powi(-2);
@@ -66,8 +66,8 @@ impl PaidGrowthController {
     }
 
     /// What is believed of growth by what a connection brings here, in parts of what it brings where the database has nothing
-    /// else to do: of such an E the Universal Scalability Law leaves an elasticity between 2 E - 1 (contention alone) and E
-    /// (queueing alone).
+    /// else to do: for such an E the Universal Scalability Law (Gunther) leaves an elasticity between 2 E - 1 (coherency
+    /// alone) and E (contention alone), for more than a few connections. The middle is believed.
     pub(super) fn believed(&self, here: &Seen) -> Estimate {
         let Some(unloaded) = self.load.unloaded_use(self.shortest_use) else { return BELIEVED };
         let brings = here.rate() * unloaded / here.size as f64;

@@ -222,10 +222,10 @@ mod tests {
     #[test]
     fn ticks_after_which_somebody_waits_say_nothing_of_a_use_at_ease() {
         let (mut load, mut now) = (Load::default(), Instant::now());
-        // Two are held, one completes a tick; whenever nobody waits at the end, both have just been given back.
+        // Two are held, one completes a tick; whenever nobody waits at the end, two have just been given back.
         for tick in 0..400 {
             now += TICK;
-            let (queue_depth, in_use, completions) = if tick % 2 == 0 { (1, 2, 1) } else { (0, 0, 3) };
+            let (queue_depth, in_use, completions) = if tick % 2 == 0 { (1, 2, 1) } else { (0, 1, 3) };
             load.observe(now, &Sample { queue_depth, in_use, completions, ..Sample::default() });
         }
         assert_eq!(load.low_use(), None);

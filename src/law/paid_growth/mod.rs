@@ -205,7 +205,7 @@ impl Controller for PaidGrowthController {
         let hungry = self.hungry(sample);
         let lapsed = self.trials.current.filter(|trial| !hungry && now >= trial.until);
         let mut decision = if let Some(trial) = lapsed {
-            // Nobody waits any more, so a trial of more has served, and one of less has nothing to show.
+            // The queue asks for no more, so a trial of more has served, and one of less has nothing to show.
             self.trials.current = None;
             self.trials.postpone(now);
             let (from, to) = (trial.from, trial.to);
