@@ -27,8 +27,8 @@ fn nothing_is_left_after_a_panic() {
     let (sender, receiver) = std::sync::mpsc::channel();
     let panicked = catch_unwind(move || {
         let server = RedisServer::start();
-        assert!(listens(server.port()) && server.directory().exists());
-        sender.send((server.port(), server.directory().to_owned())).unwrap();
+        assert!(listens(server.0.port()) && server.0.directory().exists());
+        sender.send((server.0.port(), server.0.directory().to_owned())).unwrap();
         panic!("as planned");
     });
     assert!(panicked.is_err());
@@ -40,7 +40,7 @@ fn nothing_is_left_after_a_panic() {
 async fn nothing_is_left_after_sigkill() {
     if env::var_os(VICTIM).is_some() {
         let server = RedisServer::start();
-        println!("\nvictim {} {}", server.port(), server.directory().display());
+        println!("\nvictim {} {}", server.0.port(), server.0.directory().display());
         loop {
             std::thread::park();
         }

@@ -2,18 +2,16 @@
 
 #![cfg(feature = "postgres")]
 
+#[path = "support/authority.rs"]
+mod authority;
 mod support;
 
 use std::error::Error;
 use std::iter::successors;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-use rustls::crypto::ring::default_provider;
-use rustls::pki_types::CertificateDer;
-use rustls::{ClientConfig, RootCertStore};
+use authority::Authority;
 use support::eventually;
 use support::postgres::{Options, PostgresServer};
 use support::proxy::Proxy;
@@ -21,7 +19,6 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_postgres::config::{ChannelBinding, SslMode};
 use tokio_postgres::{Client, Config, NoTls};
-use tokio_postgres_rustls::MakeRustlsConnect;
 use tower_adaptive_pool::postgres::DialError;
 use tower_adaptive_pool::{AdaptivePool, Connection, Postgres, QueryError};
 
@@ -34,22 +31,8 @@ const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 
 type Pool = AdaptivePool<Postgres>;
 
-/// A certificate authority that exists for one test.
-struct Authority {
-    certificate: CertificateDer<'static>,
-    issuer: Issuer<'static, KeyPair>,
-}
-
+/// Servers that it certifies, and pools of one connection to them.
 impl Authority {
-    fn named(name: &str) -> Self {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let certificate = params.self_signed(&key).unwrap().der().clone();
-        Self { certificate, issuer: Issuer::new(params, key) }
-    }
-
     /// A server whose certificate, for this address, is signed by this authority.
     async fn server(&self) -> PostgresServer {
         self.server_named(&Ipv4Addr::LOCALHOST.to_string()).await
@@ -57,9 +40,7 @@ impl Authority {
 
     /// A server at this address whose certificate is for that name. It logs whom it lets in.
     async fn server_named(&self, name: &str) -> PostgresServer {
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new([name.to_owned()]).unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let (certificate, key) = self.certify(name);
         let setting = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let options = Options {
             settings: vec![
@@ -68,25 +49,10 @@ impl Authority {
                 setting("ssl_cert_file", "../server.crt"),
                 setting("ssl_key_file", "../server.key"),
             ],
-            files: vec![
-                setting("server.crt", &certificate.pem()),
-                setting("server.key", &key.serialize_pem()),
-            ],
+            files: vec![setting("server.crt", &certificate), setting("server.key", &key)],
             ..Options::default()
         };
         spawn_blocking(|| PostgresServer::start(options)).await.unwrap().unwrap()
-    }
-
-    /// A connector that trusts this authority and no other.
-    fn connector(&self) -> MakeRustlsConnect {
-        let mut trusted = RootCertStore::empty();
-        trusted.add(self.certificate.clone()).unwrap();
-        let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(trusted)
-            .with_no_client_auth();
-        MakeRustlsConnect::new(config)
     }
 
     /// One connection to that server.

@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // no test file uses all of it
 
+pub mod daemon;
 pub mod line;
 pub mod postgres;
 pub mod proxy;

@@ -234,7 +234,7 @@ impl PostgresServer {
     fn is_ready(&self, pid: &str) -> bool {
         let file = read(&self.directory.path().join("data/postmaster.pid"));
         let mut lines = file.lines().map(str::trim);
-        lines.next() == Some(pid) && lines.nth(6) == Some("ready")
+        lines.next() == Some(pid) && matches!(lines.nth(6), Some("ready" | "standby"))
     }
 }
 

@@ -152,6 +152,11 @@ impl Proxy {
         self.state.send_modify(|state| state.late_ends = late);
     }
 
+    /// How many connections there were so far, those into a black hole included.
+    pub fn accepted(&self) -> usize {
+        self.state.borrow().accepted as usize
+    }
+
     /// The first eight bytes that each client sent: PostgreSQL tells requests by them.
     pub fn openings(&self) -> Vec<[u8; 8]> {
         self.state.borrow().openings.clone()
