@@ -107,6 +107,10 @@ pub(crate) trait PlaceOwner: Send + Sync {
     fn place_freed(&self);
     fn connection_lost(&self);
     fn place_written_off(&self);
+    #[cfg(feature = "postgres")]
+    fn setting_refused(&self, name: &str, why: &str) {
+        let _ = (name, why);
+    }
 }
 
 impl Place {
@@ -127,6 +131,14 @@ impl Place {
     pub fn write_off(&self) {
         if let Some(owner) = self.owner.upgrade() {
             owner.place_written_off();
+        }
+    }
+
+    /// Says that the server does not take a setting that nobody asked for, and is used without it.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn setting_refused(&self, name: &str, why: &str) {
+        if let Some(owner) = self.owner.upgrade() {
+            owner.setting_refused(name, why);
         }
     }
 }

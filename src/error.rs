@@ -6,10 +6,12 @@ use std::panic::Location;
 use std::sync::Arc;
 use std::time::Duration;
 
-#[cfg(feature = "postgres")]
-use tokio_postgres::error::SqlState;
-
 use crate::terms::Class;
+
+#[cfg(feature = "postgres")]
+pub(crate) mod query;
+#[cfg(feature = "postgres")]
+pub use query::QueryError;
 
 /// A backend's error, shared: one failed dial can answer several waiters.
 pub type SharedError = Arc<dyn Error + Send + Sync + 'static>;
@@ -232,101 +234,3 @@ impl fmt::Display for DrainTimeout {
 }
 
 impl Error for DrainTimeout {}
-
-/// A query that brought no result.
-#[cfg(feature = "postgres")]
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum QueryError {
-    /// `query_timeout` or the request's deadline came first, after so long. The query is cancelled on the server before its
-    /// connection is handed on; when the deadline had passed before, it was not even sent.
-    Timeout(Duration),
-    /// `commit` was called on a transaction in which a statement had failed: it was rolled back.
-    RolledBack,
-    /// A COPY in was dropped before its end on this connection, or ended in a way that puts the driver out of step with
-    /// the server: no query could be sure to get its own answer, so none was sent. Take another connection; end a COPY
-    /// with [`finish`](crate::postgres::CopyIn::finish) or [`abort`](crate::postgres::CopyIn::abort).
-    CopyUnfinished,
-    /// The server's answer, or the loss of the connection.
-    Postgres(tokio_postgres::Error),
-}
-
-#[cfg(feature = "postgres")]
-impl QueryError {
-    /// A stable code, as telemetry's `error.type` has it: `timeout`, the server's SQLSTATE, or `connection`.
-    pub fn code(&self) -> &str {
-        match self {
-            Self::Timeout(_) => "timeout",
-            Self::RolledBack => SqlState::IN_FAILED_SQL_TRANSACTION.code(),
-            Self::CopyUnfinished => "copy_unfinished",
-            Self::Postgres(error) => error.code().map_or("connection", |state| state.code()),
-        }
-    }
-
-    /// Whether the connection is of no more use: the server is shutting down (57P01, 57P02), or has become a read-only
-    /// standby (25006), while the primary is elsewhere now.
-    pub(crate) fn ends_the_session(&self) -> bool {
-        let Self::Postgres(error) = self else { return false };
-        let ends = [SqlState::ADMIN_SHUTDOWN, SqlState::CRASH_SHUTDOWN, SqlState::READ_ONLY_SQL_TRANSACTION];
-        error.code().is_some_and(|state| ends.contains(state))
-    }
-
-    /// Whether the server could not work, or was gone: out of resources (class 53), shut down (57P), system errors (58, XX).
-    /// What it answers then comes fast, and is no work done.
-    pub(crate) fn is_the_servers_own(&self) -> bool {
-        let Self::Postgres(error) = self else { return false };
-        let own =
-            |state: &SqlState| ["53", "57P", "58", "XX"].iter().any(|class| state.code().starts_with(class));
-        error.is_closed() || error.code().is_some_and(own)
-    }
-
-    /// Whether the time ran out: ours, or the server's own `statement_timeout`. Its SQLSTATE, 57014, is also that of a
-    /// query cancelled by an administrator.
-    pub fn is_timeout(&self) -> bool {
-        match self {
-            Self::Timeout(_) => true,
-            Self::RolledBack | Self::CopyUnfinished => false,
-            Self::Postgres(error) => error.code() == Some(&SqlState::QUERY_CANCELED),
-        }
-    }
-}
-
-#[cfg(feature = "postgres")]
-impl fmt::Display for QueryError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Timeout(after) => {
-                write!(f, "no result within {after:?} (query_timeout, or the request's deadline)")
-            }
-            Self::RolledBack => {
-                f.write_str("a statement of the transaction had failed: it was rolled back, not committed")
-            }
-            Self::CopyUnfinished => f.write_str(
-                "a COPY on this connection did not end in an orderly way: take another one \
-                 (finish or abort ends a COPY)",
-            ),
-            // tokio-postgres prints only «db error»: the server's sentence is one level down.
-            Self::Postgres(error) => match error.as_db_error() {
-                Some(said) => write!(f, "{} ({})", said.message(), said.code().code()),
-                None => error.fmt(f),
-            },
-        }
-    }
-}
-
-#[cfg(feature = "postgres")]
-impl Error for QueryError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            Self::Timeout(_) | Self::RolledBack | Self::CopyUnfinished => None,
-            Self::Postgres(error) => Some(error),
-        }
-    }
-}
-
-#[cfg(feature = "postgres")]
-impl From<tokio_postgres::Error> for QueryError {
-    fn from(error: tokio_postgres::Error) -> Self {
-        Self::Postgres(error)
-    }
-}

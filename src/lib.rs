@@ -65,6 +65,7 @@
 //! - **Never starve a free server.** Under `hard_cap` nothing is refused while a connection is idle, or fewer wait than
 //!   there are connections.
 //! - **Clean hand-over.** Nobody receives a connection with an open transaction, a running query or an unread result.
+//! - **Truth.** `commit` is Ok when the server has answered `COMMIT`, and a `COMMIT` is never cancelled.
 //! - **One deadline.** `acquire_timeout`, or the request's own [`Deadline`], bounds queue, check and dial together.
 //! - **Ledgers, exact at rest.** [`Admissions`], [`Acquires`], [`Queries`].
 //! - **Nothing parked.** The verdict falls synchronously in `call`; `poll_ready` is the inner service's.

@@ -455,6 +455,42 @@ mod database_url {
         assert!(!said.contains("secret"), "{said}");
     }
 
+    /// It ends the password early; what comes after is taken for something else, and would be shown as that.
+    #[test]
+    fn a_password_with_an_at_that_is_not_encoded_is_refused_and_no_part_of_it_shown() {
+        for (tail, setting) in [
+            ("tail", "host"),
+            ("tail:1", ""),
+            ("tail/tail", "dbname"),
+            ("tail,tail", "host"),
+            ("t?tail=tail", ""),
+        ] {
+            let url = format!("postgres://app:secret@{tail}@127.0.0.1:1/app");
+            let said = said_by(CHILD, [("DATABASE_URL", url.as_str())]);
+            assert!(!said.contains("tail") && !said.contains("secret"), "{url}: {said}");
+            match setting {
+                "" => assert!(said.starts_with("DATABASE_URL ("), "{url}: {said}"),
+                setting => {
+                    let expected = "must have no @; in a URL, the @ of a password is written %40";
+                    assert!(
+                        said.contains(&format!("{setting} (not shown")) && said.contains(expected),
+                        "{url}: {said}"
+                    );
+                }
+            }
+            // Nor by whoever reads the URL himself.
+            if let Ok(config) = url.parse() {
+                let backend = Postgres::new(config, tokio_postgres::NoTls);
+                let (shown, builder) = (format!("{backend:?}"), AdaptivePool::builder(backend));
+                let shown = format!("{shown} {builder:?}");
+                let shown = format!("{shown} {:?}", builder.build().map(|_| ()).unwrap_err());
+                assert!(!shown.contains("tail") && !shown.contains("secret"), "{url}: {shown}");
+            }
+        }
+        let url = "postgres://app:secret%40tail%2F@127.0.0.1:1/app?application_name=a@b";
+        assert_eq!(said_by(CHILD, [("DATABASE_URL", url), ("POOL_HARD_MAX", "77")]), "max_size=77");
+    }
+
     #[test]
     fn a_bad_query_time_out_is_told() {
         let url = ("DATABASE_URL", "postgres://app:secret@127.0.0.1:1/app");

@@ -636,6 +636,69 @@ async fn a_connection_to_a_server_that_became_read_only_is_not_handed_on() {
     assert_eq!(next.execute("insert into t values (1)", &[]).await.unwrap(), 1);
 }
 
+/// The server can write, and whoever said that this transaction cannot meant it.
+#[tokio::test]
+async fn a_write_in_a_deliberate_read_only_transaction_costs_no_connection() {
+    let db = Db::start().await;
+    let pool = open(db.builder(|backend| backend).max_size(1)).await;
+    let mut connection = pool.acquire().await.unwrap();
+    connection.batch_execute("create table t (id int)").await.unwrap();
+    let before = pid(&connection).await;
+    let write = "insert into t values (1)";
+    for by in ["begin read only", "set transaction read only", "set local transaction_read_only = on"] {
+        if by.starts_with("begin") {
+            let error = connection.batch_execute(&format!("{by}; {write}")).await.unwrap_err();
+            assert_eq!(error.code(), "25006");
+        } else {
+            let transaction = connection.transaction().await.unwrap();
+            transaction.batch_execute(by).await.unwrap();
+            assert_eq!(transaction.execute(write, &[]).await.unwrap_err().code(), "25006");
+        }
+        drop(connection);
+        connection = timeout(SOON, pool.acquire()).await.unwrap().unwrap();
+        assert_eq!(pid(&connection).await, before, "{by}");
+        assert_eq!(connection.execute(write, &[]).await.unwrap(), 1);
+    }
+    drop(connection);
+
+    // So does a role that may only read.
+    let sql = format!("alter role {} set default_transaction_read_only = on", db.role);
+    db.admin.batch_execute(&sql).await.unwrap();
+    let pool = open(db.builder(|backend| backend).max_size(1)).await;
+    let connection = pool.acquire().await.unwrap();
+    let before = pid(&connection).await;
+    assert_eq!(connection.execute(write, &[]).await.unwrap_err().code(), "25006");
+    drop(connection);
+    assert_eq!(pid(&timeout(SOON, pool.acquire()).await.unwrap().unwrap()).await, before);
+}
+
+#[tokio::test]
+async fn a_connection_to_a_standby_is_not_handed_on() {
+    let db = Db::alone().await;
+    let pool = open(db.builder(|backend| backend).max_size(1)).await;
+    pool.acquire().await.unwrap().batch_execute("create table t (id int)").await.unwrap();
+    let server = db.server.clone();
+    tokio::task::spawn_blocking(move || {
+        server.stop(StopMode::Fast).unwrap();
+        std::fs::write(server.socket_dir().join("data/standby.signal"), "").unwrap();
+        server.start_again().unwrap();
+    })
+    .await
+    .unwrap();
+    let mut connection = None;
+    eventually(SOON, async || {
+        connection = pool.acquire().await.ok();
+        connection.is_some()
+    })
+    .await;
+    let connection = connection.unwrap();
+    let before = pid(&connection).await;
+    assert_eq!(connection.execute("insert into t values (1)", &[]).await.unwrap_err().code(), "25006");
+    drop(connection);
+    let next = timeout(SOON, pool.acquire()).await.unwrap().unwrap();
+    assert_ne!(pid(&next).await, before, "dialed anew: the primary may be elsewhere");
+}
+
 #[tokio::test]
 async fn the_server_has_limits_of_its_own_unless_somebody_set_others() {
     let db = Db::start().await;

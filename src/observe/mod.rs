@@ -116,6 +116,15 @@ pub enum Event<'a> {
     /// A place under the ceiling was given up as lost: the server may still count a connection for it.
     #[non_exhaustive]
     WrittenOff {},
+    /// The server does not take a setting that the backend sends by itself to each new connection, and is used without it.
+    /// Told once for each setting.
+    #[non_exhaustive]
+    SettingRefused {
+        /// The setting.
+        name: &'a str,
+        /// What the server said.
+        why: &'a str,
+    },
 }
 
 /// Who refused.

@@ -136,7 +136,8 @@ where
             | Event::WouldResize { .. }
             | Event::Dialed { .. }
             | Event::DialFailed { .. }
-            | Event::WrittenOff {} => {}
+            | Event::WrittenOff {}
+            | Event::SettingRefused { .. } => {}
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::gate::Gate;
 
 /// Tells `tracing` what happens, under the target `tower_adaptive_pool`.
 ///
-/// Changes of size are `info`, time-outs, slow queries and failed dials `warn`, a place written off `error`; refusals are `debug`,
+/// Changes of size are `info`, time-outs, slow queries, failed dials and refused settings `warn`, a place written off `error`; refusals are `debug`,
 /// because under overload there are thousands of them.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
@@ -57,6 +57,9 @@ impl Observer for Tracing {
             }
             Event::WrittenOff {} => {
                 tracing::error!(pool, "connection written off: the server was not heard from");
+            }
+            Event::SettingRefused { name, why } => {
+                tracing::warn!(pool, setting = name, why, "the server does without this setting");
             }
         }
     }

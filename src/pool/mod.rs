@@ -302,6 +302,11 @@ impl<B: Backend> PlaceOwner for Inner<B> {
         self.gate.wrote_off();
         self.gate.observe(|| Event::WrittenOff {});
     }
+
+    #[cfg(feature = "postgres")]
+    fn setting_refused(&self, name: &str, why: &str) {
+        self.gate.observe(|| Event::SettingRefused { name, why });
+    }
 }
 
 impl<B: Backend> Plant for Inner<B> {

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -13,7 +12,8 @@ use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep_until, timeout, timeout_at};
 use tokio_postgres::{Client, CopyInSink, CopyOutStream, Error};
 
-use super::session::{Doubt, is_in_step};
+use super::doubt::{Doubt, Doubts, Held};
+use super::session::is_in_step;
 use super::track::{Limit, Running, Track};
 use crate::error::QueryError;
 
@@ -22,20 +22,23 @@ use crate::error::QueryError;
 ///
 /// Dropped before that, it counts as cancelled and nothing of it is stored; so with [`abort`](Self::abort), after which
 /// this connection or transaction can go on at once, while after a drop it answers no query any more
-/// ([`QueryError::CopyUnfinished`]) until it was settled for the next user.
+/// ([`QueryError::CopyUnfinished`]) until it was settled for the next user. While it is held nothing else can be asked of
+/// its connection ([`QueryError::StreamOpen`]).
 #[must_use = "a COPY that is dropped at once stores nothing"]
 pub struct CopyIn<'a> {
     sink: Pin<Box<CopyInSink<Bytes>>>,
     step: Step<'a>,
     client: &'a Client,
     limit: Limit,
+    /// Nothing else is asked until it is known to be in step.
+    _held: Held<'a>,
 }
 
 /// Until the COPY has ended and the driver is known to be in step, it is in doubt.
 struct Step<'a> {
     /// `None` once it is over.
     query: Option<Running<'a, 'a>>,
-    doubt: &'a Doubt,
+    doubts: &'a Doubts,
     known: bool,
 }
 
@@ -62,7 +65,7 @@ impl Drop for Step<'_> {
             query.give_up();
         }
         if !self.known {
-            self.doubt.out_of_step.store(true, Relaxed);
+            self.doubts.add(Doubt::OutOfStep);
         }
     }
 }
@@ -72,12 +75,13 @@ impl<'a> CopyIn<'a> {
         client: &'a Client,
         track: Track<'a>,
         query: Running<'a, 'a>,
+        held: Held<'a>,
         begin: impl Future<Output = Result<CopyInSink<Bytes>, Error>>,
     ) -> Result<Self, QueryError> {
         let limit = track.limit;
-        let mut step = Step { query: Some(query), doubt: track.doubt, known: false };
+        let mut step = Step { query: Some(query), doubts: &track.known.doubts, known: false };
         let error = match timeout_at(limit.next(), begin).await {
-            Ok(Ok(sink)) => return Ok(Self { sink: Box::pin(sink), step, client, limit }),
+            Ok(Ok(sink)) => return Ok(Self { sink: Box::pin(sink), step, client, limit, _held: held }),
             Ok(Err(error)) => Some(error),
             Err(_) => None,
         };
@@ -98,15 +102,16 @@ impl<'a> CopyIn<'a> {
         let Some(query) = self.step.query.take() else { return Err(QueryError::CopyUnfinished) };
         let sent = match room {
             // The server may always have room.
-            Ok(_) if self.limit.has_passed() => return Err(query.time_out()),
-            Ok(room) => room.and_then(|()| self.sink.as_mut().start_send(data)),
-            Err(_) => return Err(query.time_out()),
+            Ok(room) if !self.limit.has_passed() => room.and_then(|()| self.sink.as_mut().start_send(data)),
+            Ok(_) | Err(_) => return Err(query.time_out()),
         };
         match sent {
-            Ok(()) => self.step.query = Some(query),
-            Err(error) => query.end(Err(error))?,
+            Ok(()) => {
+                self.step.query = Some(query);
+                Ok(())
+            }
+            Err(error) => Err(query.end_with(error)),
         }
-        Ok(())
     }
 
     /// Ends the data, and returns how many rows were stored.
@@ -138,7 +143,7 @@ impl<'a> CopyIn<'a> {
 
     /// Past the deadline it is given up, so that nothing is stored.
     async fn too_late(self) -> QueryError {
-        let Self { sink, mut step, client, limit } = self;
+        let Self { sink, mut step, client, limit, .. } = self;
         drop(sink);
         let late = step.query.take().map_or(QueryError::CopyUnfinished, Running::time_out);
         step.prove(client, limit).await;
@@ -150,7 +155,7 @@ impl<'a> CopyIn<'a> {
     /// # Errors
     /// [`QueryError::CopyUnfinished`] when the server does not confirm it within `query_timeout`.
     pub async fn abort(self) -> Result<(), QueryError> {
-        let Self { sink, mut step, client, limit } = self;
+        let Self { sink, mut step, client, limit, .. } = self;
         drop(sink);
         if let Some(query) = step.query.take() {
             query.give_up();
@@ -188,13 +193,15 @@ pin_project! {
     /// The data of a `COPY … TO STDOUT` as they come: a [`Stream`] of rows in the text format, of pieces in the others.
     ///
     /// Dropped before its end, the query counts as cancelled, and is cancelled on the server before its connection is
-    /// handed on.
+    /// handed on. While it is held nothing else can be asked of its connection ([`QueryError::StreamOpen`]).
     #[must_use = "a stream that is dropped at once cancels its query"]
     pub struct CopyOut<'a> {
         #[pin]
         stream: CopyOutStream,
         // `None` once the query has ended.
         query: Option<Running<'a, 'a>>,
+        // `None` once the answer has.
+        held: Option<Held<'a>>,
         // Messages to come after the data; 0 before their end.
         to_come: u8,
         limit: Limit,
@@ -204,8 +211,15 @@ pin_project! {
 }
 
 impl<'a> CopyOut<'a> {
-    pub(super) fn new(stream: CopyOutStream, query: Running<'a, 'a>, limit: Limit) -> Self {
-        Self { stream, query: Some(query), to_come: 0, limit, timer: sleep_until(limit.next()) }
+    pub(super) fn new(stream: CopyOutStream, query: Running<'a, 'a>, held: Held<'a>, limit: Limit) -> Self {
+        Self {
+            stream,
+            query: Some(query.opened()),
+            held: Some(held),
+            to_come: 0,
+            limit,
+            timer: sleep_until(limit.next()),
+        }
     }
 }
 
@@ -232,10 +246,12 @@ impl Stream for CopyOut<'_> {
                 Some(Err(error)) if *this.to_come > 0 && is_unexpected(&error) => {
                     *this.to_come -= 1;
                     if *this.to_come == 0 {
+                        *this.held = None;
                         let _ = this.query.take().map(|query| query.end(Ok(())));
                     }
                 }
                 Some(Err(error)) => {
+                    *this.held = None;
                     let query = this.query.take();
                     return Poll::Ready(
                         query.and_then(|query| query.end::<Bytes>(Err(error)).err()).map(Err),

@@ -9,41 +9,36 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool_postgres::ClientWrapper;
-use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
-#[cfg(unix)]
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Handle;
 use tokio::select;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
-use tokio_postgres::{CancelToken, Config, NoTls};
+use tokio_postgres::{Config, Connection, NoTls};
 
-use super::session::Session;
-use super::tap::{Overheard, Socket, Tap, Witness};
-use super::wire::Status;
+use super::cancel::{Target, not_seen};
+use super::server_timeouts::ServerTimeouts;
+use super::session::{Leave, Session};
+use super::socket::Finder;
+use super::status::Status;
+use super::tap::{Overheard, Purpose, Tap, Witness};
+use super::wire::Ear;
 use crate::backend::{Place, Refusal};
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// PostgreSQL's well-known port.
-pub(super) const DEFAULT_PORT: u16 = 5432;
-/// tokio-postgres's own default, which no middlebox waits for.
-const DRIVERS_KEEPALIVE: Duration = Duration::from_secs(2 * 60 * 60);
-const KEEPALIVE: Duration = Duration::from_secs(10);
-/// A peer that is silent for a minute (10 s, then five times 10 s) is gone; the kernels' own would be eleven minutes.
-const KEEPALIVE_RETRIES: u32 = 5;
-/// The same for bytes the peer does not acknowledge, for which the kernel alone would try a quarter of an hour.
-#[cfg(target_os = "linux")]
-const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
-
 /// How long a connection that was thrown away waits for the answer to its last query before it stops listening.
 const LAST_ANSWER: Duration = Duration::from_secs(5);
+
+/// How long a cancel request may take until the server has acted on it.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Cancel requests under way at once. Each has the server start a process, and a proxy count a client, beside the
+/// connections of the pool.
+const CANCELS_AT_ONCE: usize = 4;
 
 /// Why a connection could not be opened.
 #[derive(Debug)]
@@ -96,30 +91,27 @@ impl Error for DialError {
 
 /// Dials with one kind of TLS connector; behind a `dyn`, so that [`Postgres`](super::Postgres) needs no parameter.
 pub(super) trait Dial: Send + Sync {
-    fn dial(&self, place: Place, query_timeout: Duration) -> BoxFuture<'_, Result<Session, DialError>>;
+    fn dial(&self, place: Place, wishes: Wishes) -> BoxFuture<'_, Result<Session, DialError>>;
 
-    /// Asks the server to cancel what runs on a connection, and resolves when it has acted. Safe only while nobody else
-    /// can use that connection.
-    fn cancel(&self, token: CancelToken) -> BoxFuture<'_, Result<(), DialError>>;
+    /// Asks the session's own server to cancel what runs on it, and resolves when it has acted. Safe only while nobody
+    /// else can use that session.
+    fn cancel<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<(), DialError>>;
+}
+
+/// What its backend asks of a new session.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wishes {
+    pub query_timeout: Duration,
+    /// No cancel token that the driver makes is to work: it could be kept beyond its use.
+    pub disguises_key: bool,
 }
 
 pub(super) struct Dialer<T> {
     config: Config,
     tls: T,
-}
-
-/// The server's own limits, as the second line of defence: a statement ends there at twice our time-out, should our
-/// cancel be lost; and one whose client is gone ends within seconds (PostgreSQL 14 and later).
-///
-/// Only where nothing else is set: what a role, a database or `options` says stays. Without `pg_settings`, which costs a
-/// millisecond to read.
-fn server_limits(query_timeout: Duration) -> Option<String> {
-    let millis = i32::try_from(query_timeout.saturating_mul(2).as_millis()).ok()?;
-    Some(format!(
-        "select set_config(name, value, false) from (values ('statement_timeout', '{millis}'), \
-         ('client_connection_check_interval', '2s')) as limits (name, value) \
-         where current_setting(name, true) = '0'"
-    ))
+    finder: Finder,
+    timeouts: ServerTimeouts,
+    cancels: Semaphore,
 }
 
 impl<T> Dialer<T>
@@ -135,57 +127,77 @@ where
         if no_tls && config.get_ssl_mode() == SslMode::Prefer {
             config.ssl_mode(SslMode::Disable);
         }
-        Self { config, tls }
+        let finder = Finder::new(config.clone());
+        let cancels = Semaphore::new(CANCELS_AT_ONCE);
+        Self { config, tls, finder, timeouts: ServerTimeouts::default(), cancels }
     }
 
-    async fn open(&self, place: Place, query_timeout: Duration) -> Result<Session, DialError> {
-        let socket = connect(&self.config).await?;
+    async fn open(&self, place: Place, wishes: Wishes) -> Result<Session, DialError> {
+        let (socket, peer, round_trip) = self.finder.connect().await.map_err(DialError::Connect)?;
         let status = Arc::new(Status::default());
         let place = Arc::new(place);
-        let tap = Tap::new(socket, Witness::Place(place.clone()), status.clone());
-        let tls = Eavesdrop { tls: self.connector()?, status: status.clone() };
+        let disguises = wishes.disguises_key;
+        let purpose = Purpose::Session(Ear::new(status.clone(), disguises));
+        let tap = Tap::new(socket, Witness::Place(place.clone()), purpose);
+        let above = Purpose::Session(Ear::inside_tls(status.clone(), disguises));
+        let tls = Eavesdrop { tls: self.connector()?, purpose: above };
         let config = self.config.clone();
         let handshake = async move { config.connect_raw(tap, tls).await };
         let handshake = beside_the_workers(handshake);
         let (client, connection) = handshake.await?.map_err(DialError::Postgres)?;
-        let session_place = place.clone();
-        let (in_use, dropped) = oneshot::channel();
-        tokio::spawn(async move {
-            {
-                let mut connection = pin!(connection);
-                select! {
-                    _ = &mut connection => {}
-                    // Ends by itself: the client's drop makes it send Terminate once the last answer is in. An answer
-                    // that never comes must not keep the socket from the reaper, which alone can write its place off.
-                    _ = dropped => drop(timeout(LAST_ANSWER, connection).await),
-                }
-            }
-            // Only now that it is dropped is the client known to be closed.
-            place.lost();
-        });
-        if let Some(limits) = server_limits(query_timeout) {
-            client.simple_query(&limits).await.map_err(DialError::Postgres)?;
-        }
-        // deadpool-postgres aborts the task of this handle when the client goes; ours must live on to say goodbye.
-        let nobody = tokio::spawn(async {});
-        Ok(Session::new(ClientWrapper::new(client, nobody), status, session_place, in_use))
+        let (leave, left) = oneshot::channel();
+        tokio::spawn(drive(connection, left, status.clone(), place.clone()));
+        self.timeouts.set(&client, &place, wishes.query_timeout).await.map_err(DialError::Postgres)?;
+        let target = Target { key: client.cancel_token(), peer, has_disguised_key: disguises };
+        Ok(Session::new(client, status, target, round_trip, place, leave))
     }
 
     /// PostgreSQL closes a cancel request's connection after it has signalled the backend, so that EOF is the news.
-    async fn send_cancel(&self, token: CancelToken) -> Result<(), DialError> {
-        let socket = connect(&self.config).await?;
-        let (done, acted) = oneshot::channel();
-        let tap = Tap::new(socket, Witness::Cancel(done), Arc::default());
-        token.cancel_query_raw(tap, self.connector()?).await.map_err(DialError::Postgres)?;
-        acted
-            .await
-            .map_err(|_| DialError::Connect(io::Error::other("the cancel request was not seen to end")))
+    async fn send_cancel(&self, target: &Target) -> Result<(), DialError> {
+        let _one_of_few = self.cancels.acquire().await.map_err(|_| not_seen())?;
+        let socket = self.finder.connect_to(&target.peer).await.map_err(DialError::Connect)?;
+        let (acted, seen) = oneshot::channel();
+        let purpose = || Purpose::Cancel { has_disguised_key: target.has_disguised_key };
+        let tap = Tap::new(socket, Witness::Cancel(acted), purpose());
+        let tls = Eavesdrop { tls: self.connector()?, purpose: purpose() };
+        target.key.cancel_query_raw(tap, tls).await.map_err(DialError::Postgres)?;
+        seen.await.map_err(|_| not_seen())
     }
 
     fn connector(&self) -> Result<T::TlsConnect, DialError> {
         let made = self.tls.clone().make_tls_connect(host_name(&self.config));
         made.map_err(|error| DialError::Tls(error.into()))
     }
+}
+
+/// Drives a connection until it has ended, by itself or with its session.
+async fn drive<S, T>(
+    connection: Connection<S, T>,
+    left: oneshot::Receiver<Leave>,
+    status: Arc<Status>,
+    place: Arc<Place>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    {
+        let mut connection = pin!(connection);
+        select! {
+            _ = &mut connection => {}
+            // Ends by itself: the client's drop makes it send Terminate once the last answer is in. An answer that
+            // never comes must not keep the socket from the reaper, which alone can write its place off.
+            leave = left => match leave.unwrap_or(Leave::WithLastAnswer) {
+                Leave::Now => {}
+                Leave::WithLastAnswer => drop(timeout(LAST_ANSWER, connection).await),
+                Leave::WithCommit => {
+                    // What was sent after it is not waited for.
+                    while timeout(LAST_ANSWER, &mut connection).await.is_err() && !status.is_idle() {}
+                }
+            },
+        }
+    }
+    // Only now that it is dropped is the client known to be closed.
+    place.lost();
 }
 
 /// Runs a handshake on a thread of the blocking pool: SCRAM hashes for milliseconds, TLS computes too, and on a worker
@@ -219,12 +231,14 @@ where
     T::Stream: Send + 'static,
     <T::TlsConnect as TlsConnect<Tap>>::Future: Send + 'static,
 {
-    fn dial(&self, place: Place, query_timeout: Duration) -> BoxFuture<'_, Result<Session, DialError>> {
-        Box::pin(self.open(place, query_timeout))
+    fn dial(&self, place: Place, wishes: Wishes) -> BoxFuture<'_, Result<Session, DialError>> {
+        Box::pin(self.open(place, wishes))
     }
 
-    fn cancel(&self, token: CancelToken) -> BoxFuture<'_, Result<(), DialError>> {
-        Box::pin(self.send_cancel(token))
+    fn cancel<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<(), DialError>> {
+        Box::pin(async {
+            timeout(CANCEL_TIMEOUT, self.send_cancel(target)).await.unwrap_or_else(|_| Err(not_seen()))
+        })
     }
 }
 
@@ -236,59 +250,10 @@ fn host_name(config: &Config) -> &str {
     }
 }
 
-pub(super) fn port(config: &Config) -> u16 {
-    config.get_ports().first().copied().unwrap_or(DEFAULT_PORT)
-}
-
-async fn connect(config: &Config) -> Result<Socket, DialError> {
-    let connecting = connect_socket(config);
-    let connected = match config.get_connect_timeout() {
-        Some(&limit) => timeout(limit, connecting).await.unwrap_or_else(|_| {
-            let why = format!("no connection within {limit:?} (connect_timeout)");
-            Err(io::Error::new(io::ErrorKind::TimedOut, why))
-        }),
-        None => connecting.await,
-    };
-    connected.map_err(DialError::Connect)
-}
-
-async fn connect_socket(config: &Config) -> io::Result<Socket> {
-    let port = port(config);
-    let stream = match (config.get_hostaddrs().first(), config.get_hosts().first()) {
-        (Some(address), _) => TcpStream::connect((*address, port)).await?,
-        (None, Some(Host::Tcp(host))) => TcpStream::connect((host.as_str(), port)).await?,
-        #[cfg(unix)]
-        (None, Some(Host::Unix(directory))) => {
-            let path = directory.join(format!(".s.PGSQL.{port}"));
-            return Ok(Socket::Unix(UnixStream::connect(path).await?));
-        }
-        (None, None) => return Err(io::Error::other("no host is configured")),
-    };
-    stream.set_nodelay(true)?;
-    let socket = SockRef::from(&stream);
-    if config.get_keepalives() {
-        socket.set_tcp_keepalive(&keepalive(config))?;
-    }
-    #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(config.get_tcp_user_timeout().copied().unwrap_or(UNACKNOWLEDGED)))?;
-    Ok(Socket::Tcp(stream))
-}
-
-fn keepalive(config: &Config) -> TcpKeepalive {
-    let idle = match config.get_keepalives_idle() {
-        DRIVERS_KEEPALIVE => KEEPALIVE,
-        idle => idle,
-    };
-    TcpKeepalive::new()
-        .with_time(idle)
-        .with_interval(config.get_keepalives_interval().unwrap_or(KEEPALIVE))
-        .with_retries(config.get_keepalives_retries().unwrap_or(KEEPALIVE_RETRIES))
-}
-
-/// A TLS connector whose streams are listened to.
+/// A TLS connector whose streams have a purpose above the encryption.
 struct Eavesdrop<C> {
     tls: C,
-    status: Arc<Status>,
+    purpose: Purpose,
 }
 
 impl<C> TlsConnect<Tap> for Eavesdrop<C>
@@ -302,6 +267,80 @@ where
 
     fn connect(self, tap: Tap) -> Self::Future {
         let connecting = self.tls.connect(tap);
-        Box::pin(async move { Ok(Overheard::new(connecting.await?, self.status)) })
+        Box::pin(async move { Ok(Overheard::new(connecting.await?, self.purpose)) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::PlaceOwner;
+    use std::net::{Ipv4Addr, SocketAddr};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    struct Nobody;
+
+    impl PlaceOwner for Nobody {
+        fn place_freed(&self) {}
+        fn connection_lost(&self) {}
+        fn place_written_off(&self) {}
+    }
+
+    async fn listen(port: u16) -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+
+    /// Lets one session in, and answers what it sends with ReadyForQuery.
+    async fn serve(mut socket: TcpStream) -> io::Result<()> {
+        const READY: &[u8] = b"Z\0\0\0\x05I";
+        let length = socket.read_u32().await?;
+        socket.read_exact(&mut vec![0; length as usize - 4]).await?;
+        socket.write_all(b"R\0\0\0\x08\0\0\0\0K\0\0\0\x0c\0\0\0\x01\0\0\0\x02").await?;
+        socket.write_all(READY).await?;
+        loop {
+            socket.read_u8().await?;
+            let length = socket.read_u32().await?;
+            socket.read_exact(&mut vec![0; length as usize - 4]).await?;
+            socket.write_all(READY).await?;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cancel_goes_to_the_sessions_own_server_whatever_else_its_name_leads_to_by_now() {
+        for disguises_key in [false, true] {
+            let (own, own_address) = listen(0).await;
+            let (taken, other_address) = listen(0).await;
+            drop(taken);
+            let mut config = Config::new();
+            config.user("app").password("x");
+            let mut dialer = Dialer::new(config, NoTls);
+            dialer.finder.instead = vec![other_address, own_address];
+            let wishes = Wishes { query_timeout: Duration::from_secs(5), disguises_key };
+            let place = Place::new(Arc::downgrade(&Arc::new(Nobody)));
+            let opened = tokio::join!(dialer.open(place, wishes), async {
+                tokio::spawn(serve(own.accept().await.unwrap().0));
+            });
+            let session = opened.0.unwrap();
+
+            // By now there is a server at the other address too.
+            let (other, _) = listen(other_address.port()).await;
+            dialer.finder.instead = vec![other_address];
+            let key = [0, 0, 0, 1, 0, 0, 0, 2];
+            let received = async {
+                let mut request = [0; 16];
+                let (mut socket, _) = own.accept().await.unwrap();
+                socket.read_exact(&mut request).await.unwrap();
+                assert_eq!(request[8..], key, "with the true key");
+                let half_closed = timeout(Duration::from_millis(50), socket.read_u8()).await;
+                assert!(half_closed.is_err(), "our side stays open until the server has acted");
+            };
+            let (sent, ()) = tokio::join!(dialer.send_cancel(&session.target), received);
+            sent.unwrap();
+            let elsewhere = timeout(Duration::ZERO, other.accept()).await;
+            assert!(elsewhere.is_err(), "nobody else was asked");
+        }
     }
 }

@@ -1,12 +1,19 @@
 //! PostgreSQL: connections that are tracked, so that nobody ever gets one with somebody else's work in it.
 
+mod ask;
+mod cancel;
 mod copy;
 mod dial;
+mod doubt;
 mod preflight;
 mod query;
 mod rows;
+mod secrecy;
+mod server_timeouts;
 mod session;
+mod socket;
 mod statement;
+mod status;
 mod tap;
 mod track;
 mod transaction;
@@ -18,20 +25,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_postgres::Config;
-use tokio_postgres::config::{Host, LoadBalanceHosts, TargetSessionAttrs};
+use tokio_postgres::config::{LoadBalanceHosts, TargetSessionAttrs};
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 
 use crate::backend::{Backend, ConnectionState, Place, Refusal};
 use crate::config::{ConfigError, Problem, env_ms};
 use crate::observe::ServerInfo;
 
+pub use cancel::{CancelError, CancelToken};
 pub use copy::{CopyIn, CopyOut};
 pub use dial::DialError;
-use dial::{Dial, Dialer};
+use dial::{Dial, Dialer, Wishes};
 pub use preflight::{Finding, Pools, Preflight, PreflightError};
 pub use rows::Rows;
 pub use session::{AfterRaw, Session};
-pub use statement::Sql;
+pub use statement::{Sql, Statement};
 pub use tap::Tap;
 pub use transaction::Transaction;
 
@@ -43,8 +51,10 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Closing is orderly: a connection keeps its place under the ceiling until the server has closed its side of the
 /// socket, which PostgreSQL does when the backend process has exited.
 ///
-/// One host, by TCP or Unix socket. TCP keep-alives start after 10 s of silence where the configuration says two hours,
-/// which is tokio-postgres's default, and a server that is silent for a minute counts as gone.
+/// One host, by TCP or Unix socket; where its name has several addresses, they are tried one after the other, beginning with
+/// the one that answered last, and `connect_timeout` (1 s where it is not set) is the limit of each. TCP keep-alives start
+/// after 10 s of silence where the configuration says two hours, which is tokio-postgres's default, and a server that is
+/// silent for a minute counts as gone.
 ///
 /// What the pool makes of the server's refusals:
 ///
@@ -52,13 +62,17 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 /// |---|---|---|
 /// | 57P01, 57P02 (shutting down, crashed) | tried again, at most 300 ms apart | the connection is closed, not handed on |
 /// | 57P03 (starting up) | tried again, at most 300 ms apart | |
-/// | 25006 (read-only: a standby now) | | the connection is closed, not handed on: the primary may be elsewhere |
+/// | 25006 (read-only) | | if the server is a standby or was made read-only, the connection is closed, not handed on |
+/// | 0A000, 26000, XX000 of a prepared statement | | [prepared again](crate::Connection::prepare_cached), and tried once more |
 /// | 53300 (too many connections) | the pool stays with what it has, and asks again within a second | |
 /// | class 28, 3D000 (who, or which database) | asked again every one to two seconds; [`ready`] fails at once | |
 /// | 57014 (cancelled, or `statement_timeout`) | | counts as a time-out; the connection is settled and stays |
 /// | any other | tried again, at most 300 ms apart | the connection is fenced and stays |
 ///
 /// [`ready`]: crate::AdaptivePool::ready
+///
+/// Beside its connections a `Postgres` and its clones open up to four more sockets at a time, for cancel requests, each for
+/// some milliseconds. PostgreSQL does not count them among `max_connections`; PgBouncer does among `max_client_conn`.
 ///
 /// Handshakes run on the runtime's blocking threads, at most `max_dialing` at once, because their hashing would hold up
 /// the requests: a program that occupies all of those threads while it waits for connections waits in vain.
@@ -76,6 +90,9 @@ pub struct Postgres {
 
 impl Postgres {
     /// A backend for this server, with this TLS connector (or [`NoTls`](tokio_postgres::NoTls)).
+    ///
+    /// A host with an `@` in its name, or a database if there is a password, is refused at `build()`, and not shown: most likely
+    /// it is a part of a password that was not percent-encoded in its URL.
     pub fn new<T>(config: Config, tls: T) -> Self
     where
         T: MakeTlsConnect<Tap> + Clone + Send + Sync + 'static,
@@ -83,11 +100,7 @@ impl Postgres {
         T::Stream: Send + 'static,
         <T::TlsConnect as TlsConnect<Tap>>::Future: Send + 'static,
     {
-        let server = ServerInfo {
-            address: address(&config),
-            port: dial::port(&config),
-            database: config.get_dbname().or(config.get_user()).unwrap_or_default().to_owned(),
-        };
+        let server = secrecy::server(&config);
         let dialer = Arc::new(Dialer::new(config.clone(), tls));
         Self {
             dialer,
@@ -113,6 +126,7 @@ impl Postgres {
     {
         const FORM: &str = "must be set to a URL such as postgres://user:password@host/database";
         let parsed = match env::var_os("DATABASE_URL") {
+            // tokio-postgres says no more of it than that it is invalid.
             Some(url) => {
                 url.to_string_lossy().parse().map_err(|error: tokio_postgres::Error| error.to_string())
             }
@@ -133,9 +147,13 @@ impl Postgres {
     /// over HTTP is a 504. For rows and COPYs that are streamed, the longest wait for the server between two rows or pieces.
     /// Default 5 s.
     ///
-    /// The server's own `statement_timeout` is set to twice that, unless the role, the database or `options` set one.
-    /// That one is over the whole statement, the caller's own slowness included: for a long stream, raise it for the
-    /// role, or with `SET LOCAL statement_timeout = 0` in its transaction.
+    /// A `COMMIT` is waited for as long, and never cancelled: see [`Transaction::commit`].
+    ///
+    /// The server's own `statement_timeout` is set to twice that, and `client_connection_check_interval` to 2 s, unless
+    /// anybody else set them: the server, the role, the database or `options`, and be it to 0, which is no limit. A server
+    /// that does not take them is used without, which is told once ([`Event::SettingRefused`](crate::Event)).
+    /// `statement_timeout` is over the whole statement, the caller's own slowness included: for a long stream, raise it
+    /// for the role, or with `SET LOCAL statement_timeout = 0` in its transaction.
     #[must_use]
     pub fn query_timeout(mut self, timeout: Duration) -> Self {
         self.query_timeout = timeout;
@@ -162,22 +180,13 @@ impl Postgres {
     }
 }
 
-fn address(config: &Config) -> String {
-    match (config.get_hosts().first(), config.get_hostaddrs().first()) {
-        (Some(Host::Tcp(host)), _) => host.clone(),
-        #[cfg(unix)]
-        (Some(Host::Unix(directory)), _) => directory.display().to_string(),
-        (None, Some(address)) => address.to_string(),
-        (None, None) => String::new(),
-    }
-}
-
 impl Backend for Postgres {
     type Connection = Session;
     type Error = DialError;
 
     async fn dial(&self, place: Place) -> Result<Session, DialError> {
-        self.dialer.dial(place, self.query_timeout).await
+        let disguises_key = self.after_raw == AfterRaw::Keep;
+        self.dialer.dial(place, Wishes { query_timeout: self.query_timeout, disguises_key }).await
     }
 
     fn state(&self, session: &Session) -> ConnectionState {
@@ -198,6 +207,7 @@ impl Backend for Postgres {
 
     fn validate(&self) -> Result<(), ConfigError> {
         let mut problems = self.problems.clone();
+        problems.extend(secrecy::problems(&self.config));
         let hosts = self.config.get_hosts().len().max(self.config.get_hostaddrs().len());
         match hosts {
             1 => {}

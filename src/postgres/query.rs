@@ -1,12 +1,12 @@
 //! What is asked of a connection: the queries, and its transactions.
 
-use tokio::time::timeout_at;
 use tokio_postgres::types::{BorrowToSql, ToSql};
-use tokio_postgres::{Client, Row, Statement};
+use tokio_postgres::{Client, Row};
 
+use super::ask::Ask;
 use super::session::Session;
 use super::track::{Limit, Track};
-use super::{CopyIn, CopyOut, Postgres, Rows, Sql, Transaction};
+use super::{CancelToken, CopyIn, CopyOut, Postgres, Rows, Sql, Statement, Transaction};
 use crate::error::QueryError;
 use crate::pool::Connection;
 
@@ -22,31 +22,32 @@ macro_rules! queries {
             sql: &S,
             params: &[&(dyn ToSql + Sync)],
         ) -> Result<Vec<Row>, QueryError> {
-            self.track().run(sql.text(), self.client().query(sql, params)).await
+            self.ask().query(sql, params).await
         }
 
         /// The one row of a query.
         ///
         /// # Errors
-        /// As [`query`](Self::query); also when there is not exactly one row.
+        /// As [`query`](Self::query); [`QueryError::NoRow`] or [`QueryError::TooManyRows`] when there is not exactly one row.
         pub async fn query_one<S: Sql + ?Sized>(
             &self,
             sql: &S,
             params: &[&(dyn ToSql + Sync)],
         ) -> Result<Row, QueryError> {
-            self.track().run(sql.text(), self.client().query_one(sql, params)).await
+            self.ask().query_one(sql, params).await
         }
 
         /// The row of a query, if there is one.
         ///
         /// # Errors
-        /// As [`query`](Self::query); also when there is more than one row.
+        /// As [`query`](Self::query); [`QueryError::TooManyRows`] when there is more than one row. A second row is as far as
+        /// it is read: what else there is, is cancelled when the connection comes back.
         pub async fn query_opt<S: Sql + ?Sized>(
             &self,
             sql: &S,
             params: &[&(dyn ToSql + Sync)],
         ) -> Result<Option<Row>, QueryError> {
-            self.track().run(sql.text(), self.client().query_opt(sql, params)).await
+            self.ask().query_opt(sql, params).await
         }
 
         /// The rows of a query as they come. When the stream is dropped before its end, the query is cancelled on the
@@ -61,13 +62,7 @@ macro_rules! queries {
             I: IntoIterator<Item = P>,
             I::IntoIter: ExactSizeIterator,
         {
-            let running = self.track().begin(sql.text())?;
-            let limit = self.track().limit;
-            match timeout_at(limit.next(), self.client().query_raw(sql, params)).await {
-                Ok(Ok(rows)) => Ok(Rows::new(rows, running, limit)),
-                Ok(Err(error)) => running.end(Err(error)),
-                Err(_) => Err(running.time_out()),
-            }
+            self.ask().query_raw(sql, params).await
         }
 
         /// Begins a `COPY … FROM STDIN`: rows in, as fast as the server takes them. Nothing of it is stored unless it is
@@ -76,11 +71,12 @@ macro_rules! queries {
         /// A refusal by the server (no such table, say) may cost the connection, which then takes no more queries
         /// ([`QueryError::CopyUnfinished`]): tokio-postgres gets out of step by it.
         ///
+        /// A statement that the server has forgotten is not prepared again here.
+        ///
         /// # Errors
         /// As [`query`](Self::query).
         pub async fn copy_in<'c, S: Sql + ?Sized>(&'c self, sql: &'c S) -> Result<CopyIn<'c>, QueryError> {
-            let (client, track) = (self.driver(), self.track());
-            CopyIn::begin(client, track, track.begin(sql.text())?, self.client().copy_in(sql)).await
+            self.ask().copy_in(sql).await
         }
 
         /// Begins a `COPY … TO STDOUT`: its data as they come. When the stream is dropped before its end, the query is
@@ -90,13 +86,7 @@ macro_rules! queries {
         /// As [`query`](Self::query), here and for each piece; `query_timeout` holds between two pieces. For the server's own
         /// limit over the whole, see [`Postgres::query_timeout`](crate::Postgres::query_timeout).
         pub async fn copy_out<'c, S: Sql + ?Sized>(&'c self, sql: &'c S) -> Result<CopyOut<'c>, QueryError> {
-            let running = self.track().begin(sql.text())?;
-            let limit = self.track().limit;
-            match timeout_at(limit.next(), self.client().copy_out(sql)).await {
-                Ok(Ok(data)) => Ok(CopyOut::new(data, running, limit)),
-                Ok(Err(error)) => running.end(Err(error)),
-                Err(_) => Err(running.time_out()),
-            }
+            self.ask().copy_out(sql).await
         }
 
         /// Runs a statement and returns how many rows it changed.
@@ -108,7 +98,7 @@ macro_rules! queries {
             sql: &S,
             params: &[&(dyn ToSql + Sync)],
         ) -> Result<u64, QueryError> {
-            self.track().run(sql.text(), self.client().execute(sql, params)).await
+            self.ask().execute(sql, params).await
         }
 
         /// Runs several statements, separated by semicolons, without parameters.
@@ -116,7 +106,23 @@ macro_rules! queries {
         /// # Errors
         /// As [`query`](Self::query).
         pub async fn batch_execute(&self, sql: &str) -> Result<(), QueryError> {
-            self.track().run(Some(sql), self.client().batch_execute(sql)).await
+            self.ask().batch_execute(sql).await
+        }
+
+        /// A prepared statement from this connection's cache, prepared now if it is not there yet.
+        ///
+        /// The cache keeps every text it was given for as long as the connection lives: use it for texts that are fixed in
+        /// the program.
+        ///
+        /// When the server no longer takes a statement (0A000 after `ALTER TABLE`, 26000 after `DISCARD ALL`, XX000 after a
+        /// type was dropped), the connection forgets all it has prepared. Outside a transaction the statement is then
+        /// prepared again and tried once more, before its first row; a transaction has failed by the error, and the next
+        /// one prepares anew. So each connection fails once at most.
+        ///
+        /// # Errors
+        /// As [`query`](Self::query).
+        pub async fn prepare_cached(&self, sql: &str) -> Result<Statement, QueryError> {
+            self.ask().prepare_cached(sql).await
         }
     };
 }
@@ -124,17 +130,6 @@ pub(super) use queries;
 
 impl Connection<Postgres> {
     queries!();
-
-    /// A prepared statement from this connection's cache, prepared now if it is not there yet.
-    ///
-    /// The cache keeps every text it was given for as long as the connection lives: use it for texts that are fixed in
-    /// the program.
-    ///
-    /// # Errors
-    /// As [`query`](Self::query).
-    pub async fn prepare_cached(&self, sql: &str) -> Result<Statement, QueryError> {
-        self.track().prepare(sql, self.session().client.prepare_cached(sql)).await
-    }
 
     /// Begins a transaction. It is rolled back unless it is committed.
     ///
@@ -144,8 +139,16 @@ impl Connection<Postgres> {
         let deadline = self.deadline();
         let (session, gate, backend) = self.parts();
         let limit = Limit { each: backend.query_timeout, until: deadline };
-        let track = Track { gate, backend, doubt: &session.doubt, status: &session.status, limit };
-        let inner = track.run(Some("BEGIN"), session.client.transaction()).await?;
+        let Session { client, known, .. } = session;
+        let track = Track { gate, backend, known, limit };
+        if known.doubts.is_unread() {
+            // What was left running before is none of the transaction's statements, unless one was begun as text.
+            track.run(Some("SYNC"), client.check_connection()).await?;
+            if known.status.is_idle() {
+                known.doubts.all_has_ended();
+            }
+        }
+        let inner = track.run(Some("BEGIN"), client.transaction()).await?;
         Ok(Transaction::new(inner, track))
     }
 
@@ -188,33 +191,51 @@ impl Connection<Postgres> {
         }
     }
 
-    /// The client underneath, for everything else (`LISTEN`, say). Its cancel token does not know the server's address:
-    /// give `cancel_query_raw` a stream of your own.
+    /// The client underneath, for everything else (`LISTEN`, say).
     ///
     /// What is done with it cannot be tracked. So [`Postgres::after_raw`] decides whether the connection is closed when
     /// it comes back, which is the default, or cleaned of what is under way and kept with its session state. Leave the
     /// client where it is: one that was swapped for another is not noticed.
+    ///
+    /// To cancel what it runs, take [`cancel_token`](Self::cancel_token). The client's own token does not know the server's
+    /// address, and with [`AfterRaw::Keep`](super::AfterRaw::Keep) the server does not know it either: kept beyond this
+    /// use, it would cancel somebody else's query.
     pub fn raw(&mut self) -> &mut Client {
         let (session, _, backend) = self.parts();
-        session.doubt.used_raw(backend.after_raw);
+        session.used_raw(backend.after_raw);
         &mut session.client
+    }
+
+    /// Cancels what runs on this connection, from anywhere, until the connection is given back. To be taken before a
+    /// transaction begins, which has the connection to itself. A connection with a token is settled when it comes back: a
+    /// round trip in the background.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use tower_adaptive_pool::{AdaptivePool, Postgres};
+    /// # async fn f(pool: AdaptivePool<Postgres>) -> Result<(), Box<dyn std::error::Error>> {
+    /// let connection = pool.acquire().await?;
+    /// let token = connection.cancel_token();
+    /// let after_a_second = async {
+    ///     tokio::time::sleep(Duration::from_secs(1)).await;
+    ///     token.cancel().await
+    /// };
+    /// let (rows, cancelled) = tokio::join!(connection.query("select pg_sleep(3)", &[]), after_a_second);
+    /// cancelled?;
+    /// assert_eq!(rows.unwrap_err().code(), "57014");
+    /// # Ok(()) }
+    /// ```
+    pub fn cancel_token(&self) -> CancelToken {
+        self.session().cancel_token(self.backend().dialer.clone())
     }
 
     fn session(&self) -> &Session {
         self
     }
 
-    fn client(&self) -> &Client {
-        &self.session().client
-    }
-
-    fn driver(&self) -> &Client {
-        self.client()
-    }
-
-    fn track(&self) -> Track<'_> {
-        let Session { doubt, status, .. } = self.session();
+    fn ask(&self) -> Ask<'_> {
+        let Session { client, known, .. } = self.session();
         let limit = Limit { each: self.backend().query_timeout, until: self.deadline() };
-        Track { gate: self.gate(), backend: self.backend(), doubt, status, limit }
+        Ask { client, track: Track { gate: self.gate(), backend: self.backend(), known, limit } }
     }
 }

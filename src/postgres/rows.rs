@@ -10,6 +10,7 @@ use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep_until};
 use tokio_postgres::{Row, RowStream};
 
+use super::doubt::Held;
 use super::track::{Limit, Running};
 use crate::error::QueryError;
 
@@ -18,12 +19,19 @@ pin_project! {
     ///
     /// Dropped before its end, the query counts as cancelled, and is cancelled on the server before its connection is
     /// handed on.
+    ///
+    /// A connection has one answer at a time: while this is held, anything else asked of it fails at once
+    /// ([`QueryError::StreamOpen`]), because its answer might wait for rows that nobody reads. Read the stream to its end,
+    /// or take a second connection. When it is dropped, what is asked next of the same connection waits until the server
+    /// has sent the rest: where that is long, give the connection back.
     #[must_use = "a stream that is dropped at once cancels its query"]
     pub struct Rows<'a> {
         #[pin]
         stream: RowStream,
         // `None` once the query has ended.
         query: Option<Running<'a, 'a>>,
+        // `None` once the answer has.
+        held: Option<Held<'a>>,
         limit: Limit,
         #[pin]
         timer: Sleep,
@@ -31,8 +39,14 @@ pin_project! {
 }
 
 impl<'a> Rows<'a> {
-    pub(super) fn new(rows: RowStream, running: Running<'a, 'a>, limit: Limit) -> Self {
-        Self { stream: rows, query: Some(running), limit, timer: sleep_until(limit.next()) }
+    pub(super) fn new(rows: RowStream, running: Running<'a, 'a>, held: Held<'a>, limit: Limit) -> Self {
+        Self {
+            stream: rows,
+            query: Some(running.opened()),
+            held: Some(held),
+            limit,
+            timer: sleep_until(limit.next()),
+        }
     }
 }
 
@@ -55,10 +69,12 @@ impl Stream for Rows<'_> {
                     Some(Ok(row))
                 }
                 Some(Err(error)) => {
+                    *this.held = None;
                     let running = this.query.take();
                     running.and_then(|running| running.end::<Row>(Err(error)).err()).map(Err)
                 }
                 None => {
+                    *this.held = None;
                     let _ = this.query.take().map(|running| running.end(Ok(())));
                     None
                 }

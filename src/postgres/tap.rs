@@ -12,15 +12,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
-#[cfg(unix)]
-use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_postgres::tls::{ChannelBinding, TlsStream};
 
-use super::wire::{Frames, Status};
+use super::socket::Socket;
+use super::wire::{CANCEL_REQUEST_LENGTH, Ear, with_true_key};
 use crate::backend::Place;
 
 /// How long nothing at all may be heard from a server that was told goodbye before its place is written off as lost; as
@@ -36,9 +34,62 @@ pub struct Tap {
     witness: Option<Witness>,
     /// The server has closed its side.
     ended: bool,
-    frames: Frames,
-    status: Arc<Status>,
+    purpose: Purpose,
     runtime: Handle,
+}
+
+/// What a stream is for.
+#[derive(Debug)]
+pub(super) enum Purpose {
+    /// A session, which is listened to.
+    Session(Ear),
+    /// One cancel request, sent with the true key of a disguised one if it `has_disguised_key`.
+    ///
+    /// Our side of it stays open until the server has closed its own, as libpq keeps it: PgBouncer takes a half-closed
+    /// socket for a client that has gone, and forgets its request.
+    Cancel { has_disguised_key: bool },
+}
+
+impl Purpose {
+    fn hear(&mut self, bytes: &mut [u8]) {
+        if let Self::Session(ear) = self {
+            ear.hear(bytes);
+        }
+    }
+
+    /// What is to be written in place of `bytes`.
+    fn instead(&self, bytes: &[u8]) -> Option<[u8; CANCEL_REQUEST_LENGTH]> {
+        match self {
+            Self::Cancel { has_disguised_key: true } => with_true_key(bytes),
+            _ => None,
+        }
+    }
+
+    fn stays_open(&self) -> bool {
+        matches!(self, Self::Cancel { .. })
+    }
+
+    fn poll_write<S: AsyncWrite + Unpin>(
+        &self,
+        stream: &mut S,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let Some(request) = self.instead(bytes) else { return Pin::new(stream).poll_write(cx, bytes) };
+        match ready!(Pin::new(stream).poll_write(cx, &request))? {
+            CANCEL_REQUEST_LENGTH => Poll::Ready(Ok(CANCEL_REQUEST_LENGTH)),
+            // The rest would no longer be known for what it is.
+            _ => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+        }
+    }
+
+    fn poll_shutdown<S: AsyncWrite + Unpin>(
+        &self,
+        stream: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.stays_open() { Pin::new(stream).poll_flush(cx) } else { Pin::new(stream).poll_shutdown(cx) }
+    }
 }
 
 /// Who waits for the server to let go.
@@ -52,8 +103,8 @@ pub(super) enum Witness {
 
 impl Witness {
     fn saw_the_end(self) {
-        if let Self::Cancel(done) = self {
-            let _ = done.send(());
+        if let Self::Cancel(acted) = self {
+            let _ = acted.send(());
         }
     }
 
@@ -73,23 +124,18 @@ impl Witness {
     }
 }
 
-#[derive(Debug)]
-pub(super) enum Socket {
-    Tcp(TcpStream),
-    #[cfg(unix)]
-    Unix(UnixStream),
-}
-
 impl Tap {
     /// To be called inside the runtime.
-    pub(super) fn new(socket: Socket, witness: Witness, status: Arc<Status>) -> Self {
+    pub(super) fn new(socket: Socket, witness: Witness, purpose: Purpose) -> Self {
         let runtime = Handle::current();
         let (socket, witness) = (Some(socket), Some(witness));
-        Self { socket, witness, ended: false, frames: Frames::Start, status, runtime }
+        Self { socket, witness, ended: false, purpose, runtime }
     }
 
-    fn socket(&mut self) -> io::Result<Pin<&mut Socket>> {
-        self.socket.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
+    /// The socket, and what it is for.
+    fn parts(&mut self) -> io::Result<(&mut Socket, &mut Purpose)> {
+        let socket = self.socket.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        Ok((socket, &mut self.purpose))
     }
 }
 
@@ -99,14 +145,16 @@ impl Drop for Tap {
         if self.ended {
             witness.saw_the_end();
         } else {
-            self.runtime.spawn(reap(socket, witness));
+            self.runtime.spawn(reap(socket, witness, self.purpose.stays_open()));
         }
     }
 }
 
 /// Reads until the server has closed its side; its words are of no interest any more.
-async fn reap(mut socket: Socket, witness: Witness) {
-    let _ = socket.shutdown().await;
+async fn reap(mut socket: Socket, witness: Witness, stays_open: bool) {
+    if !stays_open {
+        let _ = socket.shutdown().await;
+    }
     let mut ignored = [0; 4096];
     loop {
         match timeout(UNHEARD_OF, socket.read(&mut ignored)).await {
@@ -125,79 +173,46 @@ impl AsyncRead for Tap {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let outcome = ready!(self.socket()?.poll_read(cx, buf));
+        let (socket, _) = self.parts()?;
+        let outcome = ready!(Pin::new(socket).poll_read(cx, buf));
         let tap = &mut *self;
-        let heard = &buf.filled()[before..];
+        let room = buf.remaining() > 0;
+        let heard = &mut buf.filled_mut()[before..];
         if let (Err(error), Some(witness)) = (&outcome, &tap.witness) {
             witness.saw(error);
         }
-        tap.ended |= outcome.is_err() || (heard.is_empty() && buf.remaining() > 0);
-        tap.frames.read(heard, &tap.status);
+        tap.ended |= outcome.is_err() || (heard.is_empty() && room);
+        tap.purpose.hear(heard);
         Poll::Ready(outcome)
     }
 }
 
 impl AsyncWrite for Tap {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.socket()?.poll_write(cx, buf)
+        let (socket, purpose) = self.parts()?;
+        purpose.poll_write(socket, cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.socket()?.poll_flush(cx)
+        Pin::new(self.parts()?.0).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.socket()?.poll_shutdown(cx)
+        let (socket, purpose) = self.parts()?;
+        purpose.poll_shutdown(socket, cx)
     }
 }
 
-impl AsyncRead for Socket {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
-            #[cfg(unix)]
-            Self::Unix(socket) => Pin::new(socket).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(socket) => Pin::new(socket).poll_write(cx, buf),
-            #[cfg(unix)]
-            Self::Unix(socket) => Pin::new(socket).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(socket) => Pin::new(socket).poll_flush(cx),
-            #[cfg(unix)]
-            Self::Unix(socket) => Pin::new(socket).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
-            #[cfg(unix)]
-            Self::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
-        }
-    }
-}
-
-/// A TLS stream with an ear above the encryption: only there can the messages be read.
+/// A TLS stream with the tap's purpose above the encryption: only there can the messages be read.
 #[derive(Debug)]
 pub(super) struct Overheard<S> {
     stream: S,
-    frames: Frames,
-    status: Arc<Status>,
+    purpose: Purpose,
 }
 
 impl<S> Overheard<S> {
-    pub fn new(stream: S, status: Arc<Status>) -> Self {
-        Self { stream, frames: Frames::inside_tls(), status }
+    pub fn new(stream: S, purpose: Purpose) -> Self {
+        Self { stream, purpose }
     }
 }
 
@@ -209,15 +224,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Overheard<S> {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let outcome = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));
-        let this = &mut *self;
-        this.frames.read(&buf.filled()[before..], &this.status);
+        self.purpose.hear(&mut buf.filled_mut()[before..]);
         Poll::Ready(outcome)
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Overheard<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let Self { stream, purpose } = &mut *self;
+        purpose.poll_write(stream, cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -225,7 +240,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Overheard<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let Self { stream, purpose } = &mut *self;
+        purpose.poll_shutdown(stream, cx)
     }
 }
 

@@ -1,0 +1,328 @@
+//! Where the server is: the addresses of a name, one after the other, and a socket to one of them.
+
+use std::io;
+use std::net::SocketAddr;
+#[cfg(unix)]
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+#[cfg(unix)]
+use tokio::net::UnixStream;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::{Instant, timeout};
+use tokio_postgres::Config;
+use tokio_postgres::config::Host;
+
+/// PostgreSQL's well-known port.
+const DEFAULT_PORT: u16 = 5432;
+/// tokio-postgres's own default, which no middlebox waits for.
+const DRIVERS_KEEPALIVE: Duration = Duration::from_secs(2 * 60 * 60);
+const KEEPALIVE: Duration = Duration::from_secs(10);
+/// A peer that is silent for a minute (10 s, then five times 10 s) is gone; the kernels' own would be eleven minutes.
+const KEEPALIVE_RETRIES: u32 = 5;
+/// The same for bytes the peer does not acknowledge, for which the kernel alone would try a quarter of an hour.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
+
+/// How long one of several addresses may take, where `connect_timeout` says nothing: a handshake over half the world takes
+/// a third of it, and the next address must have its turn within `dial_timeout`.
+const ONE_OF_SEVERAL: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(super) enum Socket {
+    Tcp(TcpStream),
+    #[cfg(unix)]
+    Unix(UnixStream),
+}
+
+/// One address of a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Peer {
+    Tcp(SocketAddr),
+    #[cfg(unix)]
+    Unix(PathBuf),
+}
+
+/// Finds the server.
+#[derive(Debug)]
+pub(super) struct Finder {
+    config: Config,
+    /// With which of the addresses a dial begins: the one that answered last, or the one after that which did not.
+    first: Mutex<Option<Peer>>,
+    #[cfg(test)]
+    pub instead: Vec<SocketAddr>,
+}
+
+impl Finder {
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            first: Mutex::default(),
+            #[cfg(test)]
+            instead: Vec::new(),
+        }
+    }
+
+    /// A socket to the first of the server's addresses that takes one, each within its own limit, and how long it took:
+    /// a round trip.
+    pub async fn connect(&self) -> io::Result<(Socket, Peer, Duration)> {
+        let mut peers = self.peers().await?;
+        let limit = match self.config.get_connect_timeout() {
+            None if peers.len() > 1 => Some(ONE_OF_SEVERAL),
+            limit => limit.copied(),
+        };
+        let first = self.first.lock().clone();
+        let first = peers.iter().position(|peer| Some(peer) == first.as_ref());
+        peers.rotate_left(first.unwrap_or(0));
+        let mut failed = io::Error::other("the host has no address");
+        for (number, peer) in peers.iter().enumerate() {
+            // Not only when it fails: a dial that takes too long is dropped in the middle.
+            let skip = Skip { finder: self, peer, next: &peers[(number + 1) % peers.len()] };
+            let began = Instant::now();
+            match self.reach(peer, limit).await {
+                Ok(socket) => {
+                    std::mem::forget(skip);
+                    *self.first.lock() = Some(peer.clone());
+                    return Ok((socket, peer.clone(), began.elapsed()));
+                }
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
+    }
+
+    /// A socket to this address, for what must not go to any other.
+    pub async fn connect_to(&self, peer: &Peer) -> io::Result<Socket> {
+        self.reach(peer, self.config.get_connect_timeout().copied()).await
+    }
+
+    async fn reach(&self, peer: &Peer, limit: Option<Duration>) -> io::Result<Socket> {
+        let Some(limit) = limit else { return self.open(peer).await };
+        timeout(limit, self.open(peer)).await.unwrap_or_else(|_| {
+            let why = match peer {
+                Peer::Tcp(address) => {
+                    format!("no connection to {address} within {limit:?} (connect_timeout)")
+                }
+                #[cfg(unix)]
+                Peer::Unix(_) => format!("no connection within {limit:?} (connect_timeout)"),
+            };
+            Err(io::Error::new(io::ErrorKind::TimedOut, why))
+        })
+    }
+
+    async fn open(&self, peer: &Peer) -> io::Result<Socket> {
+        match peer {
+            Peer::Tcp(address) => {
+                let stream = TcpStream::connect(address).await?;
+                prepare(&stream, &self.config)?;
+                Ok(Socket::Tcp(stream))
+            }
+            #[cfg(unix)]
+            Peer::Unix(path) => Ok(Socket::Unix(UnixStream::connect(path).await?)),
+        }
+    }
+
+    async fn peers(&self) -> io::Result<Vec<Peer>> {
+        #[cfg(test)]
+        if !self.instead.is_empty() {
+            return Ok(self.instead.iter().copied().map(Peer::Tcp).collect());
+        }
+        let config = &self.config;
+        let port = port(config);
+        match (config.get_hostaddrs().first(), config.get_hosts().first()) {
+            (Some(&address), _) => Ok(vec![Peer::Tcp((address, port).into())]),
+            (None, Some(Host::Tcp(host))) => {
+                Ok(lookup_host((host.as_str(), port)).await?.map(Peer::Tcp).collect())
+            }
+            #[cfg(unix)]
+            (None, Some(Host::Unix(directory))) => {
+                Ok(vec![Peer::Unix(directory.join(format!(".s.PGSQL.{port}")))])
+            }
+            (None, None) => Err(io::Error::other("no host is configured")),
+        }
+    }
+}
+
+/// Dropped, it has the next dial begin with another address, unless another dial has said so, or better, meanwhile.
+struct Skip<'a> {
+    finder: &'a Finder,
+    peer: &'a Peer,
+    next: &'a Peer,
+}
+
+impl Drop for Skip<'_> {
+    fn drop(&mut self) {
+        let mut first = self.finder.first.lock();
+        if first.as_ref().is_none_or(|first| first == self.peer) {
+            *first = Some(self.next.clone());
+        }
+    }
+}
+
+pub(super) fn port(config: &Config) -> u16 {
+    config.get_ports().first().copied().unwrap_or(DEFAULT_PORT)
+}
+
+fn prepare(stream: &TcpStream, config: &Config) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    if config.get_keepalives() {
+        socket.set_tcp_keepalive(&keepalive(config))?;
+    }
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(config.get_tcp_user_timeout().copied().unwrap_or(UNACKNOWLEDGED)))?;
+    Ok(())
+}
+
+fn keepalive(config: &Config) -> TcpKeepalive {
+    let idle = match config.get_keepalives_idle() {
+        DRIVERS_KEEPALIVE => KEEPALIVE,
+        idle => idle,
+    };
+    TcpKeepalive::new()
+        .with_time(idle)
+        .with_interval(config.get_keepalives_interval().unwrap_or(KEEPALIVE))
+        .with_retries(config.get_keepalives_retries().unwrap_or(KEEPALIVE_RETRIES))
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
+            #[cfg(unix)]
+            Self::Unix(socket) => Pin::new(socket).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(socket) => Pin::new(socket).poll_write(cx, buf),
+            #[cfg(unix)]
+            Self::Unix(socket) => Pin::new(socket).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(socket) => Pin::new(socket).poll_flush(cx),
+            #[cfg(unix)]
+            Self::Unix(socket) => Pin::new(socket).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
+            #[cfg(unix)]
+            Self::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Ipv4Addr, TcpListener};
+
+    const LIMIT: Duration = Duration::from_millis(100);
+
+    fn listening() -> TcpListener {
+        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()
+    }
+
+    /// An address that refuses: somebody had the port, and keeps it from others.
+    fn refusing() -> (socket2::Socket, SocketAddr) {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+        let address = socket.local_addr().unwrap().as_socket().unwrap();
+        (socket, address)
+    }
+
+    /// An address that answers nothing: its listener takes nobody, and its queue is full.
+    fn silent() -> (Vec<socket2::Socket>, SocketAddr) {
+        let (listener, address) = refusing();
+        listener.listen(0).unwrap();
+        let mut held = vec![listener];
+        loop {
+            let client = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            let full = client.connect_timeout(&address.into(), LIMIT).is_err();
+            held.push(client);
+            if full {
+                return (held, address);
+            }
+        }
+    }
+
+    fn finder(instead: &[SocketAddr], limit: Option<Duration>) -> Finder {
+        let mut config = Config::new();
+        if let Some(limit) = limit {
+            config.connect_timeout(limit);
+        }
+        Finder { instead: instead.to_vec(), ..Finder::new(config) }
+    }
+
+    async fn reached(finder: &Finder) -> SocketAddr {
+        match finder.connect().await.unwrap().1 {
+            Peer::Tcp(address) => address,
+            #[cfg(unix)]
+            Peer::Unix(_) => unreachable!("there is none"),
+        }
+    }
+
+    #[tokio::test]
+    async fn each_address_of_a_name_has_its_own_limit_and_one_that_answers_is_remembered() {
+        let ((_held, dead), (_kept, gone), live) = (silent(), refusing(), listening());
+        let live = live.local_addr().unwrap();
+        let finder = finder(&[dead, gone, dead, live], Some(LIMIT));
+        let began = Instant::now();
+        assert_eq!(reached(&finder).await, live);
+        assert!(began.elapsed() >= 2 * LIMIT, "two were waited for, one after the other");
+        let began = Instant::now();
+        assert_eq!(reached(&finder).await, live);
+        assert!(began.elapsed() < LIMIT, "not again");
+    }
+
+    #[tokio::test]
+    async fn without_connect_timeout_one_of_several_addresses_does_not_take_all_the_time() {
+        let ((_held, dead), live) = (silent(), listening());
+        let live = live.local_addr().unwrap();
+        assert_eq!(reached(&finder(&[dead, live], None)).await, live);
+    }
+
+    #[tokio::test]
+    async fn dials_at_once_do_not_send_each_other_to_an_address_that_is_dead() {
+        let ((_held, dead), live) = (silent(), listening());
+        let live = live.local_addr().unwrap();
+        let finder = finder(&[dead, live], Some(LIMIT));
+        assert_eq!(reached(&finder).await, live);
+        let began = Instant::now();
+        let four = tokio::join!(reached(&finder), reached(&finder), reached(&finder), reached(&finder));
+        assert_eq!(four, (live, live, live, live));
+        assert!(began.elapsed() < LIMIT, "none began with the dead one");
+    }
+
+    /// `dial_timeout` may be shorter than the limit of one address.
+    #[tokio::test]
+    async fn a_dial_that_was_given_up_is_followed_by_one_that_begins_at_the_next_address() {
+        let ((_held, dead), live) = (silent(), listening());
+        let live = live.local_addr().unwrap();
+        let finder = finder(&[dead, live], Some(Duration::from_secs(60)));
+        timeout(LIMIT, finder.connect()).await.expect_err("it hangs");
+        assert_eq!(timeout(LIMIT, reached(&finder)).await.unwrap(), live);
+    }
+
+    #[tokio::test]
+    async fn where_no_address_answers_the_error_names_the_setting() {
+        let (_held, dead) = silent();
+        let finder = finder(&[dead], Some(LIMIT));
+        let error = finder.connect().await.map(|(_, peer, _)| peer).unwrap_err();
+        assert_eq!(error.to_string(), format!("no connection to {dead} within {LIMIT:?} (connect_timeout)"));
+    }
+}
