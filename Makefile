@@ -1,8 +1,8 @@
-.PHONY: help setup demo test soak scenarios bench regimes picture check
+.PHONY: help setup demo test test-more soak scenarios bench regimes picture check
 .DEFAULT_GOAL := help
 
 help: ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 11
 
 setup: ## install what is missing: PostgreSQL's and Redis's programs, curl, a linker
 	@scripts/setup
@@ -16,8 +16,15 @@ scenarios: ## play the scenarios on virtual time and judge the controllers; opti
 	@echo "The first build takes a few minutes; the scenarios less than five."
 	cargo run --release --quiet --example scenarios -- $(ARGS)
 
-test: setup ## run all tests
+test: setup ## run the tests: all but the few of test-more
 	cargo test --all-features
+
+# Each of these takes over ten seconds, or needs more than PostgreSQL, Redis and curl; `test = false` in Cargo.toml.
+MORE := --test cancel --test commit_patience --test load_test --test model --test pgbouncer --test soak
+
+test-more: ## run the tests that take longer or need more programs, such as PgBouncer
+	@scripts/setup more
+	cargo test --all-features $(MORE)
 
 soak: setup ## five minutes of load and random faults; SOAK_SECONDS=... for another length
 	SOAK_SECONDS=$${SOAK_SECONDS:-300} cargo test --release --all-features --test soak -- --nocapture
@@ -39,6 +46,7 @@ picture: demo ## run the demo and draw docs/demo.svg
 check: ## formatting, lints, documentation, each feature alone, the oldest compiler
 	cargo fmt --check
 	cargo clippy --all-targets --all-features -- -D warnings
+	cargo clippy --all-features $(MORE) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --all-features
 	@set -e; for feature in "" postgres axum deadpool tracing; do \
 		echo "cargo clippy --lib, with no feature but '$$feature'"; \
