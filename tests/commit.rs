@@ -13,7 +13,7 @@ use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use futures_util::future::poll_immediate;
+use futures_util::future::{join_all, poll_immediate};
 use role::{Db, Pool, SOON, finish, pid};
 use standby::{WRITE, Waiting};
 use support::eventually;
@@ -25,14 +25,14 @@ use tower_adaptive_pool::postgres::Transaction;
 use tower_adaptive_pool::{AdaptivePool, Postgres, QueryError};
 
 /// Each step may take that long.
-const LIMIT: Duration = Duration::from_millis(200);
+const LIMIT: Duration = Duration::from_millis(500);
 /// The caller's own patience: `commit` has until `SHORTER + LIMIT` to see the end of what was given up.
-const SHORTER: Duration = Duration::from_millis(150);
+const SHORTER: Duration = Duration::from_millis(450);
 
 /// Longer than [`LIMIT`], shorter than `SHORTER + LIMIT`: `commit` still sees its end.
-const ENDS_WELL: &str = "insert into t select 2 from pg_sleep(0.25)";
+const ENDS_WELL: &str = "insert into t select 2 from pg_sleep(0.7)";
 const FAILS: &str =
-    "do $$ begin insert into t values (2); perform pg_sleep(0.25); raise exception 'late'; end $$";
+    "do $$ begin insert into t values (2); perform pg_sleep(0.7); raise exception 'late'; end $$";
 /// `statement_timeout` ends it; nobody is there to see that.
 const IS_ENDED: &str = "select pg_sleep(3600)";
 const ROWS_THAT_END_WELL: &str = "select i from generate_series(1, 5) i";
@@ -86,7 +86,7 @@ const WAYS: &[Way] = &[
         t.batch_execute(FAILS).await.unwrap_err();
     } => ABANDONED, accepting ROLLED_BACK),
     way!("ran into `query_timeout`, ended by `statement_timeout`", |t| {
-        t.batch_execute("set local statement_timeout = 300").await.unwrap();
+        t.batch_execute("set local statement_timeout = 700").await.unwrap();
         t.execute(IS_ENDED, &[]).await.unwrap_err();
     } => ABANDONED, accepting ROLLED_BACK),
     way!("ran into `query_timeout`, and still runs", |t| {
@@ -105,7 +105,7 @@ const WAYS: &[Way] = &[
         timeout(SHORTER, t.batch_execute(FAILS)).await.unwrap_err();
     } => ABANDONED, accepting ROLLED_BACK),
     way!("dropped by its caller's own timeout, ended by `lock_timeout`", |t| {
-        t.batch_execute("set local lock_timeout = 250").await.unwrap();
+        t.batch_execute("set local lock_timeout = 700").await.unwrap();
         timeout(SHORTER, t.execute("lock table held", &[])).await.unwrap_err();
     } => ABANDONED, accepting ROLLED_BACK),
     way!("dropped as soon as it was sent", |t| {
@@ -119,10 +119,10 @@ const WAYS: &[Way] = &[
     way!("rows left half-read, the rest ends well", |t| { half_read_rows(t, ROWS_THAT_END_WELL).await; } => STORED),
     way!("rows left half-read, the rest fails", |t| { half_read_rows(t, ROWS_THAT_FAIL).await; } => ROLLED_BACK),
     way!("rows that ran into `query_timeout`, the rest ends well", |t| {
-        late_rows(t, "select pg_sleep(0.25)::text").await;
+        late_rows(t, "select pg_sleep(0.7)::text").await;
     } => ABANDONED, accepting STORED),
     way!("rows that ran into `query_timeout`, the rest fails", |t| {
-        late_rows(t, "select (1 / length(pg_sleep(0.25)::text))::text").await;
+        late_rows(t, "select (1 / length(pg_sleep(0.7)::text))::text").await;
     } => ABANDONED, accepting ROLLED_BACK),
     way!("`query_one` of more rows, the rest ends well", |t| {
         let error = t.query_one("insert into t values (2), (3) returning id", &[]).await.unwrap_err();
@@ -169,7 +169,7 @@ const WAYS: &[Way] = &[
     } => ("no_transaction", &[])),
     way!("`COMMIT` as text, dropped by its caller's own timeout and refused later", |t| {
         t.batch_execute("insert into unique_at_the_end values (1), (1)").await.unwrap();
-        timeout(SHORTER, t.batch_execute("select pg_sleep(0.25); commit")).await.unwrap_err();
+        timeout(SHORTER, t.batch_execute("select pg_sleep(0.7); commit")).await.unwrap_err();
     } => ABANDONED, accepting ("no_transaction", &[])),
     way!("`ROLLBACK` as text, then `COMMIT` as text", |t| {
         t.batch_execute("rollback").await.unwrap();
@@ -181,7 +181,7 @@ const WAYS: &[Way] = &[
     } => STORED),
     way!("`COMMIT` as text, then a statement that timed out", |t| {
         t.batch_execute("commit").await.unwrap();
-        t.batch_execute("select pg_sleep(0.25)").await.unwrap_err();
+        t.batch_execute("select pg_sleep(0.7)").await.unwrap_err();
     } => STORED),
     way!("`COMMIT` as text, then the backend was ended", |t| {
         t.batch_execute("commit").await.unwrap();
@@ -242,8 +242,18 @@ enum End {
     InTransaction,
 }
 
-/// What each way leads to, with a role and a server of this end's own: the slow ones sleep beside each other.
+/// Most of the ways sleep: so many sleep beside each other.
+const BESIDE: usize = 5;
+
+/// What each way leads to.
 async fn outcomes(end: End) -> Vec<(String, Vec<i32>)> {
+    let parts = join_all((0..BESIDE).map(|part| outcomes_of(part, end))).await;
+    let mut parts: Vec<_> = parts.into_iter().map(Vec::into_iter).collect();
+    (0..WAYS.len()).map(|number| parts[number % BESIDE].next().unwrap()).collect()
+}
+
+/// The same for each so manyth, with a role of its own.
+async fn outcomes_of(part: usize, end: End) -> Vec<(String, Vec<i32>)> {
     let db = Db::start().await;
     let pool = db.pool(|backend| backend.query_timeout(LIMIT)).await;
     // Somebody else holds this lock throughout.
@@ -253,7 +263,7 @@ async fn outcomes(end: End) -> Vec<(String, Vec<i32>)> {
     db.admin.batch_execute(&held).await.unwrap();
     db.admin.batch_execute(&format!("begin; lock table {role}.held")).await.unwrap();
     let mut seen = Vec::new();
-    for way in WAYS {
+    for way in WAYS.iter().skip(part).step_by(BESIDE) {
         let mut connection = begun(&pool).await;
         let outcome = if end == End::InTransaction {
             let work = async |transaction: &mut Transaction<'_>| {
@@ -306,7 +316,7 @@ async fn what_was_left_running_before_a_transaction_is_none_of_its_statements() 
     let db = Db::start().await;
     let pool = db.pool(|backend| backend.query_timeout(SOON)).await;
     let mut connection = begun(&pool).await;
-    timeout(SHORTER, connection.query("select pg_sleep(0.3)", &[])).await.unwrap_err();
+    timeout(SHORTER, connection.query("select pg_sleep(0.6)", &[])).await.unwrap_err();
     let transaction = connection.transaction().await.unwrap();
     transaction.execute("insert into t values (1)", &[]).await.unwrap();
     transaction.commit().await.unwrap();
@@ -385,7 +395,7 @@ async fn a_commit_that_times_out_or_is_dropped_is_not_cancelled_and_its_connecti
 #[tokio::test]
 async fn a_commit_whose_connection_is_lost_before_its_answer_is_unknown() {
     let waiting = Waiting::start().await;
-    let pool = waiting.pool(LIMIT).await;
+    let pool = waiting.pool(SOON).await;
     for ends_the_backend in [false, true] {
         let mut connection = pool.acquire().await.unwrap();
         let backend = pid(&connection).await;
@@ -426,6 +436,8 @@ async fn after_an_unknown_commit_was_answered_what_else_is_left_running_is_cance
     transaction.commit().await.unwrap_err();
     waiting.let_go().await;
     eventually(SOON, async || connection.query("select 1", &[]).await.is_ok()).await;
+    // In a transaction, and with no other limit than ours.
+    connection.batch_execute("set statement_timeout = 0; begin").await.unwrap();
     connection.query("select pg_sleep(3600)", &[]).await.unwrap_err();
     drop(connection);
     let next = timeout(Duration::from_secs(2), pool.acquire()).await.expect("at once").unwrap();

@@ -22,11 +22,16 @@ async fn a_commit_is_neither_cancelled_nor_hung_up_on_however_long_it_takes() {
     let pool = waiting.pool(Duration::from_millis(200)).await;
     let mut connection = pool.acquire().await.unwrap();
     let backend: i32 = connection.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0);
+    const KNOWN: &str = "select 'known'";
+    connection.prepare_cached(KNOWN).await.unwrap();
     let transaction = connection.transaction().await.unwrap();
     transaction.batch_execute(WRITE).await.unwrap();
     let error = transaction.commit().await.unwrap_err();
     assert!(matches!(error, QueryError::CommitUnknown { timed_out: true, .. }), "{error}");
-    drop(connection);
+    // From the cache, without a word from the server; the query then waits in vain.
+    let statement = connection.prepare_cached(KNOWN).await.unwrap();
+    connection.query(&statement, &[]).await.unwrap_err();
+    drop((statement, connection));
     sleep(ALL_LIMITS).await; // nothing must happen
     waiting.commits(backend).await;
     let seen = pool.snapshot();

@@ -12,9 +12,11 @@ use std::time::Duration;
 
 use authority::Authority;
 use pgbouncer::{Options, PgBouncer};
+use support::eventually;
 use support::postgres::PostgresServer;
+use tokio::select;
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::{Config, NoTls};
 use tower_adaptive_pool::{AdaptivePool, Postgres};
@@ -35,13 +37,21 @@ async fn start(options: Options) -> (PostgresServer, PgBouncer) {
 }
 
 /// Drops queries through one connection, one after the other, and returns how long the next borrower waited each time.
-async fn drop_queries(backend: Postgres) -> Vec<Duration> {
+async fn drop_queries(server: &PostgresServer, backend: Postgres) -> Vec<Duration> {
+    let mut superuser: Config = server.superuser_url().parse().unwrap();
+    let (admin, connection) = superuser.dbname("app").connect(NoTls).await.unwrap();
+    tokio::spawn(connection);
+    let running = "select count(*) from pg_stat_activity where state = 'active' and query = $1";
+    let runs = async || admin.query_one(running, &[&LONG]).await.unwrap().get::<_, i64>(0) == 1;
     let pool = AdaptivePool::builder(backend).min_size(1).max_size(1).acquire_timeout(SOON).build().unwrap();
     pool.ready().await.unwrap();
     let mut waits = Vec::new();
     for _ in 0..CANCELS {
         let connection = pool.acquire().await.unwrap();
-        timeout(Duration::from_millis(50), connection.query(LONG, &[])).await.unwrap_err();
+        select! {
+            outcome = connection.query(LONG, &[]) => panic!("it has ended: {outcome:?}"),
+            () = eventually(SOON, runs) => {}
+        }
         drop(connection);
         let began = Instant::now();
         let connection = pool.acquire().await.unwrap();
@@ -70,7 +80,7 @@ fn assert_all_arrived(server: &PostgresServer, bouncer: &PgBouncer, mut waits: V
 async fn each_cancel_behind_a_bouncer_arrives_and_does_it_no_harm() {
     for (pool_mode, pool_size) in [("session", 5), ("transaction", 5), ("session", 1), ("transaction", 1)] {
         let (server, bouncer) = start(Options { pool_mode, pool_size, tls: None }).await;
-        let waits = drop_queries(Postgres::new(bouncer.config(), NoTls)).await;
+        let waits = drop_queries(&server, Postgres::new(bouncer.config(), NoTls)).await;
         assert_all_arrived(
             &server,
             &bouncer,
@@ -87,6 +97,6 @@ async fn so_does_each_over_tls() {
     let (server, bouncer) = start(Options { pool_mode: "transaction", pool_size: 1, tls }).await;
     let mut config: Config = bouncer.config();
     config.ssl_mode(SslMode::Require);
-    let waits = drop_queries(Postgres::new(config, authority.connector())).await;
+    let waits = drop_queries(&server, Postgres::new(config, authority.connector())).await;
     assert_all_arrived(&server, &bouncer, waits, "over TLS");
 }

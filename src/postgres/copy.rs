@@ -20,7 +20,8 @@ use crate::error::QueryError;
 /// A `COPY … FROM STDIN` under way: [`send`](Self::send) what the statement's format asks for, in pieces of any size, then
 /// [`finish`](Self::finish).
 ///
-/// Dropped before that, it counts as cancelled and nothing of it is stored; so with [`abort`](Self::abort), after which
+/// Dropped before that, it counts as cancelled and nothing of it is stored (only the server knows, outside a transaction, when
+/// the future of `finish` is what was dropped); so with [`abort`](Self::abort), after which
 /// this connection or transaction can go on at once, while after a drop it answers no query any more
 /// ([`QueryError::CopyUnfinished`]) until it was settled for the next user. While it is held nothing else can be asked of
 /// its connection ([`QueryError::StreamOpen`]).
@@ -118,8 +119,8 @@ impl<'a> CopyIn<'a> {
     ///
     /// # Errors
     /// The server's error, about any of the data; [`QueryError::Timeout`] when the request's deadline has passed before, or
-    /// it is not done `query_timeout` after the last piece. Nothing is stored then, except that after `query_timeout` only
-    /// the server knows.
+    /// it is not done `query_timeout` after the last piece. Nothing is stored then, except that outside a transaction only the
+    /// server knows after `query_timeout`, and when the connection was lost.
     pub async fn finish(mut self) -> Result<u64, QueryError> {
         if self.step.query.is_none() {
             return Err(QueryError::CopyUnfinished);

@@ -96,6 +96,9 @@ pub(super) trait Dial: Send + Sync {
     /// Asks the session's own server to cancel what runs on it, and resolves when it has acted. Safe only while nobody
     /// else can use that session.
     fn cancel<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<(), DialError>>;
+
+    /// The next dial begins with another address than that session's, if there is one.
+    fn avoid(&self, target: &Target);
 }
 
 /// What its backend asks of a new session.
@@ -240,6 +243,10 @@ where
             timeout(CANCEL_TIMEOUT, self.send_cancel(target)).await.unwrap_or_else(|_| Err(not_seen()))
         })
     }
+
+    fn avoid(&self, target: &Target) {
+        self.finder.avoid(&target.peer);
+    }
 }
 
 /// What the certificate is checked against.
@@ -275,7 +282,8 @@ where
 mod tests {
     use super::*;
     use crate::backend::PlaceOwner;
-    use std::net::{Ipv4Addr, SocketAddr};
+    use crate::postgres::socket::tests::refusing;
+    use std::net::Ipv4Addr;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
 
@@ -285,12 +293,6 @@ mod tests {
         fn place_freed(&self) {}
         fn connection_lost(&self) {}
         fn place_written_off(&self) {}
-    }
-
-    async fn listen(port: u16) -> (TcpListener, SocketAddr) {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        (listener, address)
     }
 
     /// Lets one session in, and answers what it sends with ReadyForQuery.
@@ -311,9 +313,9 @@ mod tests {
     #[tokio::test]
     async fn a_cancel_goes_to_the_sessions_own_server_whatever_else_its_name_leads_to_by_now() {
         for disguises_key in [false, true] {
-            let (own, own_address) = listen(0).await;
-            let (taken, other_address) = listen(0).await;
-            drop(taken);
+            let own = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+            let own_address = own.local_addr().unwrap();
+            let (other, other_address) = refusing();
             let mut config = Config::new();
             config.user("app").password("x");
             let mut dialer = Dialer::new(config, NoTls);
@@ -326,7 +328,9 @@ mod tests {
             let session = opened.0.unwrap();
 
             // By now there is a server at the other address too.
-            let (other, _) = listen(other_address.port()).await;
+            other.listen(1).unwrap();
+            other.set_nonblocking(true).unwrap();
+            let other = TcpListener::from_std(other.into()).unwrap();
             dialer.finder.instead = vec![other_address];
             let key = [0, 0, 0, 1, 0, 0, 0, 2];
             let received = async {

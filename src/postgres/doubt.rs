@@ -58,7 +58,7 @@ impl Doubts {
     }
 
     pub fn is_any(&self) -> bool {
-        self.set.load(Relaxed) != 0 || self.is_under_way()
+        self.set.load(Relaxed) != 0 || self.is_under_way() || self.has_stream()
     }
 
     /// An answer was seen while nothing else was under way, and with it the end of everything that was sent before.

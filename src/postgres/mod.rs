@@ -63,7 +63,7 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 /// | 57P01, 57P02 (shutting down, crashed) | tried again, at most 300 ms apart | the connection is closed, not handed on |
 /// | 57P03 (starting up) | tried again, at most 300 ms apart | |
 /// | 25006 (read-only) | | if the server is a standby or was made read-only, the connection is closed, not handed on |
-/// | 0A000, 26000, XX000 of a prepared statement | | [prepared again](crate::Connection::prepare_cached), and tried once more |
+/// | 0A000, 26000, XX000, 42883, 42804, 42704 of a prepared statement | | [prepared again](crate::Connection::prepare_cached), and tried once more |
 /// | 53300 (too many connections) | the pool stays with what it has, and asks again within a second | |
 /// | class 28, 3D000 (who, or which database) | asked again every one to two seconds; [`ready`] fails at once | |
 /// | 57014 (cancelled, or `statement_timeout`) | | counts as a time-out; the connection is settled and stays |

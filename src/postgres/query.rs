@@ -114,8 +114,8 @@ macro_rules! queries {
         /// The cache keeps every text it was given for as long as the connection lives: use it for texts that are fixed in
         /// the program.
         ///
-        /// When the server no longer takes a statement (0A000 after `ALTER TABLE`, 26000 after `DISCARD ALL`, XX000 after a
-        /// type was dropped), the connection forgets all it has prepared. Outside a transaction the statement is then
+        /// When the server no longer takes a statement (0A000 after `ALTER TABLE`, 26000 after `DISCARD ALL`, XX000,
+        /// 42883, 42804 or 42704 after a type was dropped or changed), the connection forgets all it has prepared. Outside a transaction the statement is then
         /// prepared again and tried once more, before its first row; a transaction has failed by the error, and the next
         /// one prepares anew. So each connection fails once at most.
         ///

@@ -67,6 +67,18 @@ impl ServerTimeouts {
         };
         let check_interval = self.check_interval.set(client, place, CHECK_INTERVAL, "2s");
         let (first, second) = join!(statement_timeout, check_interval);
+        let errors = [first.as_ref().err(), second.as_ref().err()];
+        // An error before it, also about the other setting, is a reason of its own.
+        if errors.iter().flatten().all(|error| error.as_db_error().is_none()) {
+            for (setting, name, error) in [
+                (&self.statement_timeout, STATEMENT_TIMEOUT, errors[0]),
+                (&self.check_interval, CHECK_INTERVAL, errors[1]),
+            ] {
+                if error.is_some() {
+                    setting.hung_up(place, name);
+                }
+            }
+        }
         first.and(second)
     }
 }
@@ -86,7 +98,10 @@ impl Setting {
             Whose::Theirs | Whose::Nobodys => return Ok(()),
         };
         match client.simple_query(&sql).await {
-            Ok(_) if whose == Whose::Ours => Ok(()),
+            Ok(_) if whose == Whose::Ours => {
+                self.0.lock().hang_ups = 0;
+                Ok(())
+            }
             Ok(answer) => {
                 let found = asked(&answer);
                 self.found(
@@ -105,12 +120,21 @@ impl Setting {
                     _ => Ok(()),
                 }
             }
-            Err(error) => {
-                if error.as_db_error().is_none() && self.0.lock().hung_up() {
-                    self.found(Whose::Nobodys, Some((place, name, "the server hangs up when it is sent")));
-                }
-                Err(error)
-            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The server closed the connection without a word when it was sent this.
+    fn hung_up(&self, place: &Place, name: &str) {
+        let hang_ups = {
+            let mut known = self.0.lock();
+            known.hang_ups += 1;
+            known.hang_ups
+        };
+        if hang_ups >= HANG_UPS {
+            self.found(Whose::Nobodys, Some((place, name, "the server hangs up when it is sent")));
+            // Asked again, it hangs up on one connection and not on as many.
+            self.0.lock().hang_ups = HANG_UPS - 1;
         }
     }
 
@@ -133,12 +157,6 @@ impl Known {
     /// As far as that still holds.
     fn whose(&self) -> Whose {
         if self.asked.is_none_or(|asked| asked.elapsed() >= ASK_EVERY) { Whose::Unknown } else { self.whose }
-    }
-
-    /// Whether that was once too often.
-    fn hung_up(&mut self) -> bool {
-        self.hang_ups += 1;
-        self.hang_ups >= HANG_UPS
     }
 }
 

@@ -146,6 +146,7 @@ impl Session {
             return Err(unfit("the driver is out of step with the server"));
         }
         if doubts.has(Doubt::ReadOnly) && is_read_only(&self.client).await? {
+            dialer.avoid(&self.target);
             return Err(unfit("the server is read-only"));
         }
         self.known.doubts = Doubts::default();
@@ -156,12 +157,13 @@ impl Session {
         let Known { status, doubts, .. } = &self.known;
         let may_run =
             [Doubt::Raw, Doubt::OutOfStep, Doubt::Unwanted].into_iter().any(|doubt| doubts.has(doubt));
-        if doubts.is_running() || (may_run && self.is_slow().await) {
+        let forgotten = doubts.is_under_way() || doubts.has_stream();
+        if doubts.is_running() || forgotten || (may_run && self.is_slow().await) {
             // Until the fence has been answered, it is hung up on rather than waited for.
             doubts.add(Doubt::Running);
             dialer.cancel(&self.target).await?;
             // An answer that nobody reads and nobody has dropped: the driver waits for that for ever.
-            if doubts.is_under_way() {
+            if forgotten {
                 return Err(unfit("a future or stream of it was forgotten"));
             }
             // No cancel is heard by a server that waits for data, which here nobody will send.

@@ -48,12 +48,31 @@ pub(super) enum Peer {
     Unix(PathBuf),
 }
 
+/// With which of several addresses a dial begins.
+#[derive(Debug)]
+enum Begin {
+    /// It answered last.
+    With(Peer),
+    /// It did not, or is not wanted.
+    After(Peer),
+}
+
+impl Begin {
+    fn among(&self, peers: &[Peer]) -> usize {
+        let (Self::With(known) | Self::After(known)) = self;
+        match (self, peers.iter().position(|peer| peer == known)) {
+            (_, None) => 0,
+            (Self::With(_), Some(at)) => at,
+            (Self::After(_), Some(at)) => (at + 1) % peers.len(),
+        }
+    }
+}
+
 /// Finds the server.
 #[derive(Debug)]
 pub(super) struct Finder {
     config: Config,
-    /// With which of the addresses a dial begins: the one that answered last, or the one after that which did not.
-    first: Mutex<Option<Peer>>,
+    begin: Mutex<Option<Begin>>,
     #[cfg(test)]
     pub instead: Vec<SocketAddr>,
 }
@@ -62,7 +81,7 @@ impl Finder {
     pub fn new(config: Config) -> Self {
         Self {
             config,
-            first: Mutex::default(),
+            begin: Mutex::default(),
             #[cfg(test)]
             instead: Vec::new(),
         }
@@ -76,24 +95,31 @@ impl Finder {
             None if peers.len() > 1 => Some(ONE_OF_SEVERAL),
             limit => limit.copied(),
         };
-        let first = self.first.lock().clone();
-        let first = peers.iter().position(|peer| Some(peer) == first.as_ref());
-        peers.rotate_left(first.unwrap_or(0));
+        let begin = self.begin.lock().as_ref().map_or(0, |begin| begin.among(&peers));
+        peers.rotate_left(begin);
         let mut failed = io::Error::other("the host has no address");
-        for (number, peer) in peers.iter().enumerate() {
+        for peer in &peers {
             // Not only when it fails: a dial that takes too long is dropped in the middle.
-            let skip = Skip { finder: self, peer, next: &peers[(number + 1) % peers.len()] };
+            let skip = Skip { finder: self, peer };
             let began = Instant::now();
             match self.reach(peer, limit).await {
                 Ok(socket) => {
                     std::mem::forget(skip);
-                    *self.first.lock() = Some(peer.clone());
+                    *self.begin.lock() = Some(Begin::With(peer.clone()));
                     return Ok((socket, peer.clone(), began.elapsed()));
                 }
                 Err(error) => failed = error,
             }
         }
         Err(failed)
+    }
+
+    /// The next dial begins with another address than this, unless that is known already.
+    pub fn avoid(&self, peer: &Peer) {
+        let mut begin = self.begin.lock();
+        if !matches!(&*begin, Some(Begin::With(other)) if other != peer) {
+            *begin = Some(Begin::After(peer.clone()));
+        }
     }
 
     /// A socket to this address, for what must not go to any other.
@@ -148,19 +174,15 @@ impl Finder {
     }
 }
 
-/// Dropped, it has the next dial begin with another address, unless another dial has said so, or better, meanwhile.
+/// Dropped, it has the next dial begin with another address, unless a dial has said so, or found a better one, meanwhile.
 struct Skip<'a> {
     finder: &'a Finder,
     peer: &'a Peer,
-    next: &'a Peer,
 }
 
 impl Drop for Skip<'_> {
     fn drop(&mut self) {
-        let mut first = self.finder.first.lock();
-        if first.as_ref().is_none_or(|first| first == self.peer) {
-            *first = Some(self.next.clone());
-        }
+        self.finder.avoid(self.peer);
     }
 }
 
@@ -227,18 +249,18 @@ impl AsyncWrite for Socket {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use std::net::{Ipv4Addr, TcpListener};
 
-    const LIMIT: Duration = Duration::from_millis(100);
+    const LIMIT: Duration = Duration::from_millis(400);
 
     fn listening() -> TcpListener {
         TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()
     }
 
     /// An address that refuses: somebody had the port, and keeps it from others.
-    fn refusing() -> (socket2::Socket, SocketAddr) {
+    pub fn refusing() -> (socket2::Socket, SocketAddr) {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
         let address = socket.local_addr().unwrap().as_socket().unwrap();
@@ -306,6 +328,16 @@ mod tests {
         let four = tokio::join!(reached(&finder), reached(&finder), reached(&finder), reached(&finder));
         assert_eq!(four, (live, live, live, live));
         assert!(began.elapsed() < LIMIT, "none began with the dead one");
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_not_wanted_comes_last() {
+        let (first, second) = (listening(), listening());
+        let [first, second] = [first.local_addr().unwrap(), second.local_addr().unwrap()];
+        let finder = finder(&[first, second], Some(LIMIT));
+        assert_eq!(reached(&finder).await, first);
+        finder.avoid(&Peer::Tcp(first));
+        assert_eq!([reached(&finder).await, reached(&finder).await], [second, second]);
     }
 
     /// `dial_timeout` may be shorter than the limit of one address.

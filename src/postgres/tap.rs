@@ -5,6 +5,7 @@
 //! the backend is gone. Whatever way a connection ends (Terminate sent, an error, a dial that timed out), its stream is
 //! dropped, and the drop hands the socket to a reaper that reads until that EOF.
 
+use std::future::pending;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::runtime::Handle;
+use tokio::select;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_postgres::tls::{ChannelBinding, TlsStream};
@@ -108,6 +110,14 @@ impl Witness {
         }
     }
 
+    /// Nobody waits for the end of a cancel request any more.
+    async fn is_forgotten(&mut self) {
+        match self {
+            Self::Place(_) => pending().await,
+            Self::Cancel(acted) => acted.closed().await,
+        }
+    }
+
     fn write_off(&self) {
         if let Self::Place(place) = self {
             place.write_off();
@@ -151,13 +161,17 @@ impl Drop for Tap {
 }
 
 /// Reads until the server has closed its side; its words are of no interest any more.
-async fn reap(mut socket: Socket, witness: Witness, stays_open: bool) {
+async fn reap(mut socket: Socket, mut witness: Witness, stays_open: bool) {
     if !stays_open {
         let _ = socket.shutdown().await;
     }
     let mut ignored = [0; 4096];
     loop {
-        match timeout(UNHEARD_OF, socket.read(&mut ignored)).await {
+        let read = select! {
+            read = timeout(UNHEARD_OF, socket.read(&mut ignored)) => read,
+            () = witness.is_forgotten() => return,
+        };
+        match read {
             Ok(Ok(0)) => return witness.saw_the_end(),
             Ok(Ok(_)) => {}
             Ok(Err(error)) => return witness.saw(&error),

@@ -144,7 +144,10 @@ impl Running<'_, '_> {
     pub fn end<T>(mut self, outcome: Result<T, tokio_postgres::Error>) -> Result<T, QueryError> {
         match outcome {
             Ok(value) => {
-                self.track.known.doubts.answered(self.number);
+                // What was to be prepared may have been in the cache: then nobody was asked.
+                if self.sends != Sends::ToBePrepared {
+                    self.track.known.doubts.answered(self.number);
+                }
                 self.ended(QueryEnd::Ok);
                 Ok(value)
             }

@@ -47,8 +47,10 @@ impl<'a> Transaction<'a> {
     /// cancelled: not by us, nor by dropping this future. Its connection keeps its place until the server has answered.
     ///
     /// # Errors
-    /// Nothing is stored, except where [`CommitUnknown`](QueryError::CommitUnknown) says that nobody knows, and where a
-    /// `COMMIT` given as text was given up:
+    /// Nothing is stored, except where [`CommitUnknown`](QueryError::CommitUnknown) says that nobody knows. (Where statements
+    /// given as text end the transaction, see the table in `docs/RELIABILITY.md`: of `rollback; commit` in one text, or of a
+    /// `COMMIT` as text that was given up, `commit` cannot tell what became.)
+    ///
     ///
     /// - [`QueryError::StatementAbandoned`] when a statement was given up before it had ended: it timed out, or its future
     ///   was dropped ([`accept_abandoned`](Self::accept_abandoned)). A stream of rows that was left is none of these: the
