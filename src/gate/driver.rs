@@ -1,7 +1,6 @@
 //! The loop that asks the controller and makes its answer come true: the only file with an interval.
 
 use std::future::poll_fn;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Duration;
@@ -10,7 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 
 use super::counts::Counts;
 use super::load::Load;
-use super::{Gate, Plant};
+use super::{Gate, Plant, guarded};
 use crate::law::{Controller, Decision, Reason, Sample};
 use crate::observe::Event;
 
@@ -35,7 +34,7 @@ async fn drive(
             Wake::Gone => return,
             Wake::Sweep => {
                 if let Some(plant) = plant.upgrade() {
-                    plant.sweep();
+                    guarded(|| plant.sweep());
                 }
                 last_sweep = Instant::now();
                 continue;
@@ -44,10 +43,11 @@ async fn drive(
         }
         last.at_rest = false;
         while !last.at_rest {
-            let Some(due) = plant.upgrade().map(|plant| plant.expire(Instant::now().into_std())) else {
+            let Some(due) = plant.upgrade().map(|plant| guarded(|| plant.expire(Instant::now().into_std())))
+            else {
                 return;
             };
-            let next_tick = match due {
+            let next_tick = match due.flatten() {
                 None => Ok(ticks.tick().await),
                 Some(due) => timeout_at(due.into(), ticks.tick()).await,
             };
@@ -55,15 +55,16 @@ async fn drive(
                 continue;
             }
             let Some(plant) = plant.upgrade() else { return };
-            tick(&gate, &*plant, &mut *controller, &mut last);
+            // Each by itself: the drop of a connection that one of them closes may panic, and wakers may.
+            guarded(|| tick(&gate, &*plant, &mut *controller, &mut last));
             if let Some(cutoff) = idle_timeout.and_then(|t| Instant::now().checked_sub(t)) {
-                close_idle(&gate, &*plant, cutoff);
+                guarded(|| close_idle(&gate, &*plant, cutoff));
             }
             if sweep_every.is_some_and(|every| last_sweep.elapsed() >= every) {
-                plant.sweep();
                 last_sweep = Instant::now();
+                guarded(|| plant.sweep());
             }
-            gate.publish_snapshot();
+            guarded(|| gate.publish_snapshot());
         }
     }
 }
@@ -135,9 +136,8 @@ fn tick(gate: &Gate, plant: &dyn Plant, controller: &mut dyn Controller, last: &
     (last.counts, last.dial_failures, last.failures, last.shed) = (counts, dial_failures, failures, shed);
 
     // A law of the user's own that panics must not stop the loop for ever: the next tick asks it again.
-    let asked = catch_unwind(AssertUnwindSafe(|| controller.on_sample(now, &sample)));
     let kept = Decision { target: counts.target, reason: Reason::ControllerPanicked };
-    let mut decision = asked.unwrap_or(kept);
+    let mut decision = guarded(|| controller.on_sample(now, &sample)).unwrap_or(kept);
     decision.target = decision.target.clamp(sample.min_size, counts.max_size);
     if gate.only_noted(counts.target, decision) {
         return;

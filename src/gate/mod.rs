@@ -19,6 +19,7 @@ pub(crate) mod slots;
 mod snapshot;
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::task::{Poll, Waker};
@@ -133,7 +134,7 @@ impl Gate {
     pub(crate) fn control(&self, plant: Weak<dyn Plant>) {
         let _ = self.inner.plant.set(plant);
         for observer in &self.inner.observers {
-            observer.attach(&self.downgrade());
+            guarded(|| observer.attach(&self.downgrade()));
         }
     }
 
@@ -228,7 +229,7 @@ impl Gate {
         if !self.inner.observers.is_empty() {
             let event = event();
             for observer in &self.inner.observers {
-                observer.on_event(self, &event);
+                guarded(|| observer.on_event(self, &event));
             }
         }
     }
@@ -293,6 +294,11 @@ impl Gate {
         }
         self.publish_snapshot();
     }
+}
+
+/// Calls code of the user's own, whose panic costs this call and nothing else. The panic hook has told of it.
+pub(crate) fn guarded<T>(user_code: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(user_code)).ok()
 }
 
 impl fmt::Debug for Gate {

@@ -52,6 +52,9 @@ pub struct Snapshot {
     /// Connections written off: nothing at all was heard from the server, and the place under the ceiling was
     /// given up as lost. Each is a connection the server may still count.
     pub written_off: u64,
+    /// Whether the driver is there, which resizes, and answers those whose deadline comes: from build until the pool or its
+    /// runtime is gone.
+    pub driven: bool,
     /// The last decision that was not [`Reason::Steady`]; in a dry run, what it would have been.
     pub last_decision: Decision,
     /// What a dry run would have done; `None` when this is none.
@@ -79,6 +82,7 @@ impl Snapshot {
             queries: gate.queries.read(),
             dial_failures: gate.dial_failures.load(Relaxed),
             written_off: gate.written_off.load(Relaxed),
+            driven: gate.published.driven(),
             last_decision: *gate.last_decision.lock().unwrap_or_else(PoisonError::into_inner),
             dry_run: gate.dry_run.as_ref().map(DryRunLedger::read),
         }
@@ -106,6 +110,7 @@ impl Default for Snapshot {
             queries: Queries::default(),
             dial_failures: 0,
             written_off: 0,
+            driven: false,
             last_decision: Decision { target: 0, reason: Reason::Started },
             dry_run: None,
         }

@@ -100,7 +100,7 @@ impl<B: Backend> Drop for Connection<B> {
         let Some(item) = self.item.take() else { return };
         item.holder.end();
         let pool = &self.pool;
-        match pool.backend.state(&item.connection) {
+        match pool.state_of(&item) {
             ConnectionState::Ready | ConnectionState::Check => pool.give_back(item, since),
             ConnectionState::Settle => {
                 // Made here: a task that is never polled must give its permit back too.
@@ -132,8 +132,7 @@ impl<B: Backend> Inner<B> {
 async fn settle<B: Backend>(mut held: Unsettled<B>, since: Option<Instant>) {
     let Some(item) = held.item.as_mut() else { return };
     let settled = timeout(SETTLE_TIMEOUT, held.pool.backend.settle(&mut item.connection)).await;
-    let clean =
-        matches!(settled, Ok(Ok(()))) && held.pool.backend.state(&item.connection) == ConnectionState::Ready;
+    let clean = matches!(settled, Ok(Ok(()))) && held.pool.state_of(item) == ConnectionState::Ready;
     if clean && let Some(item) = held.item.take() {
         held.pool.give_back(item, since);
     }

@@ -99,12 +99,13 @@ impl<B: Backend> Inner<B> {
         }
     }
 
-    /// The right to dial now, or the end of a dialer.
-    fn next_dial(&self) -> Option<Attempt<B>> {
+    /// The right to dial now, or the end of a dialer, which gives its turn back.
+    fn next_dial(&self, turn: &mut Turn<B>) -> Option<Attempt<B>> {
         let mut state = self.dialing.lock();
         let over = state.dialers > state.allowed(self.dialing.at_once);
         if over || !self.slots.begin_open() {
             state.dialers -= 1;
+            turn.given_back = true;
             return None;
         }
         Some(Attempt { pool: self.this.clone(), ended: false })
@@ -175,6 +176,7 @@ fn pause(refusal: Refusal, failures: u32, draw: f64) -> Duration {
 /// Dials until nothing more is wanted. Holds the pool only between two dials, so that a pool whose last handle is
 /// dropped goes at once.
 async fn dialer<B: Backend>(pool: Weak<Inner<B>>, backend: Arc<B>) {
+    let mut turn = Turn { pool: pool.clone(), given_back: false };
     loop {
         let Some(not_before) = pool.upgrade().map(|pool| pool.pause()) else { return };
         if not_before > Instant::now() {
@@ -182,7 +184,7 @@ async fn dialer<B: Backend>(pool: Weak<Inner<B>>, backend: Arc<B>) {
         }
         let (attempt, limit) = match pool.upgrade() {
             None => return,
-            Some(pool) => match pool.next_dial() {
+            Some(pool) => match pool.next_dial(&mut turn) {
                 None => {
                     // A drain may wait for the waiters this dialer was for; they have left.
                     pool.changed.notify_waiters();
@@ -202,6 +204,24 @@ async fn dialer<B: Backend>(pool: Weak<Inner<B>>, backend: Arc<B>) {
             }
             Err(_) => Err((Arc::new(DialTimeout(limit)), Refusal::Away)),
         });
+    }
+}
+
+/// One of those who may dial at once. Dropped before it was given back, its dialer was lost: user code panicked, or the
+/// runtime is going down. Another one takes over.
+struct Turn<B: Backend> {
+    pool: Weak<Inner<B>>,
+    given_back: bool,
+}
+
+impl<B: Backend> Drop for Turn<B> {
+    fn drop(&mut self) {
+        if !self.given_back
+            && let Some(pool) = self.pool.upgrade()
+        {
+            pool.dialing.lock().dialers -= 1;
+            pool.reconcile();
+        }
     }
 }
 
@@ -228,12 +248,10 @@ impl<B: Backend> Drop for Attempt<B> {
         if self.ended {
             return;
         }
-        // The backend panicked, or the runtime is going down: this dialer is lost, another one takes over.
+        // The backend panicked, or the runtime is going down.
         if let Some(pool) = self.pool.upgrade() {
             let error: SharedError = Arc::new(DialPanicked);
             pool.dial_failed(&error, Refusal::Away);
-            pool.dialing.lock().dialers -= 1;
-            pool.reconcile();
         }
     }
 }

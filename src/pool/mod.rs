@@ -24,7 +24,7 @@ use crate::gate::counts::{Bounds, Counts};
 use crate::gate::holds::At;
 use crate::gate::permits::Entry;
 use crate::gate::slots::Slots;
-use crate::gate::{Acquiring, Gate, Grant, Plant, Snapshot, Span, drain, start_driver};
+use crate::gate::{Acquiring, Gate, Grant, Plant, Snapshot, Span, drain, guarded, start_driver};
 use crate::observe::{Event, ShedBy};
 use crate::terms::{Terms, after};
 
@@ -128,9 +128,7 @@ impl<B: Backend> AdaptivePool<B> {
             None => inner.slots.take(terms.class),
             Some(_) => None, // the clock has to be looked at
         };
-        if let Some(item) =
-            taken.take_if(|item| inner.backend.state(&item.connection) == ConnectionState::Ready)
-        {
+        if let Some(item) = taken.take_if(|item| inner.state_of(item) == ConnectionState::Ready) {
             return Ok(Connection::new(item, inner, terms, at));
         }
         let mut acquiring = Acquiring::new(&inner.gate, &inner.slots, terms);
@@ -145,7 +143,7 @@ impl<B: Backend> AdaptivePool<B> {
                     return Err(denied.into_error(&inner.gate, &inner.slots, acquiring.span(), dial_error));
                 }
             };
-            let dead = match inner.backend.state(&item.connection) {
+            let dead = match inner.state_of(&item) {
                 ConnectionState::Ready if !unproven => return Ok(Connection::new(item, inner, terms, at)),
                 ConnectionState::Ready | ConnectionState::Check => {
                     match inner.check(item, acquiring.span()).await? {
@@ -174,7 +172,7 @@ impl<B: Backend> AdaptivePool<B> {
         let mut entry = inner.slots.try_enter(|| inner.gate.holds().clock.look().into_std());
         loop {
             match entry {
-                Entry::Granted(item) | Entry::Unproven(item) => match inner.backend.state(&item.connection) {
+                Entry::Granted(item) | Entry::Unproven(item) => match inner.state_of(&item) {
                     ConnectionState::Ready | ConnectionState::Check => {
                         return Ok(Connection::new(item, inner, terms, at));
                     }
@@ -272,6 +270,11 @@ impl<B: Backend> AdaptivePool<B> {
 }
 
 impl<B: Backend> Inner<B> {
+    /// How a connection is. One that its backend cannot even tell of is of no more use.
+    fn state_of(&self, item: &Item<B>) -> ConnectionState {
+        guarded(|| self.backend.state(&item.connection)).unwrap_or(ConnectionState::Dead)
+    }
+
     /// Something changed that the driver may not see: it rests while nothing is acquired.
     fn tell(&self) {
         self.changed.notify_waiters();
@@ -294,7 +297,7 @@ impl<B: Backend> PlaceOwner for Inner<B> {
     }
 
     fn connection_lost(&self) {
-        self.slots.close_idle_if(|item| self.backend.state(&item.connection) == ConnectionState::Dead);
+        self.slots.close_idle_if(|item| self.state_of(item) == ConnectionState::Dead);
         self.reconcile();
     }
 
