@@ -16,13 +16,14 @@ use tower_adaptive_pool::QueryError;
 /// has looked for its client (2 s).
 const ALL_LIMITS: Duration = Duration::from_secs(13);
 
+const KNOWN: &str = "select 'known'";
+
 #[tokio::test]
 async fn a_commit_is_neither_cancelled_nor_hung_up_on_however_long_it_takes() {
     let waiting = Waiting::start().await;
     let pool = waiting.pool(Duration::from_millis(200)).await;
     let mut connection = pool.acquire().await.unwrap();
     let backend: i32 = connection.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0);
-    const KNOWN: &str = "select 'known'";
     connection.prepare_cached(KNOWN).await.unwrap();
     let transaction = connection.transaction().await.unwrap();
     transaction.batch_execute(WRITE).await.unwrap();
