@@ -175,6 +175,15 @@ async fn what_postgres_cannot_do_is_told_with_the_rest() {
 }
 
 #[test]
+fn a_runtime_without_timers_is_told_at_build() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let error = runtime.block_on(async { Limiter::builder().build().map(drop) }).unwrap_err();
+    let expected =
+        "Tokio timers (none) must be there: enable_time() or enable_all() at the runtime's builder";
+    assert_eq!(error.to_string(), expected);
+}
+
+#[test]
 fn build_outside_a_runtime_is_a_config_error() {
     let expected = "Tokio runtime (none) must be there: \
                     call build() inside one, such as under #[tokio::main]";

@@ -5,10 +5,12 @@ mod problems;
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
+use std::panic::catch_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::time::sleep;
 
 use crate::backend::Backend;
 use crate::gate::counts::Bounds;
@@ -310,6 +312,10 @@ impl<K> Builder<K> {
     pub(crate) fn checked(mut self) -> Result<(Settings, K, Handle), ConfigError> {
         self.problems.extend(self.settings.problems());
         match Handle::try_current() {
+            Ok(_) if !has_timers() => {
+                let expected = "must be there: enable_time() or enable_all() at the runtime's builder";
+                self.problems.push(Problem::new("Tokio timers", "none", expected));
+            }
             Ok(runtime) if self.problems.is_empty() => return Ok((self.settings, self.kind, runtime)),
             Ok(_) => {}
             Err(_) => {
@@ -319,6 +325,11 @@ impl<K> Builder<K> {
         }
         Err(ConfigError { problems: self.problems })
     }
+}
+
+/// Whether the present runtime has timers. It has no other way to say so than a panic.
+fn has_timers() -> bool {
+    catch_unwind(|| drop(sleep(Duration::ZERO))).is_ok()
 }
 
 impl<B: Backend> Builder<B> {

@@ -52,9 +52,9 @@ impl SlowClock {
     }
 }
 
-/// In whole milliseconds, those beyond any clock cut off.
+/// In whole milliseconds, those beyond any clock cut off: two such times can be added.
 pub(crate) fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX / 2)
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).min(u64::MAX / 2)
 }
 
 /// One connection's place in the list, owned by the connection.
@@ -109,8 +109,14 @@ pub(crate) struct Holds {
 #[derive(Debug, Default)]
 struct List {
     known: Vec<Known>,
+    /// At how many those that are gone are taken out: twice as many as were left the last time, so that a connection costs
+    /// no more however many there are.
+    crowded: usize,
     looked: u64,
 }
+
+/// Fewer than so many are not worth a look at who is gone.
+const FEW: usize = 16;
 
 #[derive(Debug)]
 struct Known {
@@ -128,7 +134,10 @@ impl Holds {
     pub fn join(&self) -> Holder {
         let shared = Arc::<Shared>::default();
         let mut list = self.lock();
-        list.known.retain(|known| Arc::strong_count(&known.shared) > 1);
+        if list.known.len() >= list.crowded.max(FEW) {
+            list.known.retain(|known| Arc::strong_count(&known.shared) > 1);
+            list.crowded = list.known.len() * 2;
+        }
         list.known.push(Known { shared: shared.clone(), told: 0 });
         Holder { shared, place: None }
     }
