@@ -222,7 +222,7 @@ async fn a_statement_whose_parameters_type_is_gone_or_fits_no_more_is_prepared_a
 }
 
 #[tokio::test]
-async fn a_statement_of_the_users_own_that_does_not_exist_costs_nobody_his() {
+async fn a_deallocate_of_a_statement_that_does_not_exist_leaves_the_cache_alone() {
     let db = Db::start().await;
     let (pool, _) = prepared(&db, SELECT).await;
     let connection = pool.acquire().await.unwrap();

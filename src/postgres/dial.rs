@@ -341,7 +341,9 @@ mod tests {
                 let half_closed = timeout(Duration::from_millis(50), socket.read_u8()).await;
                 assert!(half_closed.is_err(), "our side stays open until the server has acted");
             };
-            let (sent, ()) = tokio::join!(dialer.send_cancel(&session.target), received);
+            let both = async { tokio::join!(dialer.send_cancel(&session.target), received).0 };
+            let sent =
+                timeout(Duration::from_secs(10), both).await.expect("it arrives at the session's own server");
             sent.unwrap();
             let elsewhere = timeout(Duration::ZERO, other.accept()).await;
             assert!(elsewhere.is_err(), "nobody else was asked");

@@ -16,8 +16,8 @@ use crate::backend::Place;
 
 const STATEMENT_TIMEOUT: &str = "statement_timeout";
 const CHECK_INTERVAL: &str = "client_connection_check_interval";
-/// How long the answer to the question whose a setting is holds. To ask reads `pg_settings`, which costs the server a third
-/// of what opening a connection does.
+/// How long the answer to the question whose a setting is holds. To ask reads `pg_settings`, for which the server computes
+/// every setting there is.
 const ASK_EVERY: Duration = Duration::from_secs(60);
 /// Connections in a row that a server closed without a word when it was sent a setting: it is the setting then.
 const HANG_UPS: u32 = 3;
