@@ -144,7 +144,7 @@ fn many_tasks(group: &mut BenchmarkGroup<'_, WallTime>, runtime: &Runtime, name:
 fn waiters(criterion: &mut Criterion) {
     let task = OneTask::new();
     let _inside = task.runtime().enter();
-    let builder = Limiter::builder().min_size(1).max_size(1).hard_cap(2 * WAITERS).acquire_timeout(NEVER);
+    let builder = Limiter::builder().fixed_size(1).hard_cap(2 * WAITERS).acquire_timeout(NEVER);
     let limiter = builder.build().expect("a limiter");
     let _held = limiter.try_acquire().expect("the only permit");
 
@@ -197,7 +197,7 @@ fn shuffle<T>(items: &mut [T], seed: u64) {
 
 fn adaptive<B: Backend>(runtime: &Runtime, backend: B, size: usize) -> AdaptivePool<B> {
     let _inside = runtime.enter();
-    let pool = AdaptivePool::builder(backend).min_size(size).max_size(size).build().expect("a pool");
+    let pool = AdaptivePool::builder(backend).fixed_size(size).build().expect("a pool");
     runtime.block_on(pool.ready()).expect("connections");
     pool
 }

@@ -14,8 +14,8 @@ fn saturated(size: usize) -> Sample {
     let rate = 4_000.0 * wide / (1.0 + wide * wide);
     let mut sample = Sample::default();
     (sample.queue_depth, sample.hard_cap) = (150, 200);
-    (sample.target, sample.in_use, sample.peak_in_use) = (size, size, size);
-    (sample.min_size, sample.max_size) = (2, 100);
+    (sample.limit, sample.in_use, sample.peak_in_use) = (size, size, size);
+    (sample.min_limit, sample.base_limit, sample.max_size) = (2, 2, 100);
     (sample.arrivals, sample.completions) = (30, (rate / 100.0) as u64);
     sample.use_time = Some(Duration::from_secs_f64(size as f64 / rate));
     sample
@@ -26,7 +26,7 @@ fn controller_tick(criterion: &mut Criterion) {
     let mut now = Instant::now();
     let mut tick = |size| {
         now += TICK;
-        law.on_sample(now, black_box(&saturated(size))).target
+        law.on_sample(now, black_box(&saturated(size))).limit
     };
     for size in 2..100 {
         for _ in 0..20 {

@@ -69,7 +69,7 @@ async fn round(
     open: impl AsyncFnOnce(&AdaptivePool<Postgres>) -> Result<Vec<Client>, ConfigError>,
 ) -> Result<Round, Box<dyn Error>> {
     let backend = Postgres::new(server.app_url().parse()?, NoTls);
-    let pool = AdaptivePool::builder(backend).min_size(SMALL).max_size(SMALL).max_dialing(4).build()?;
+    let pool = AdaptivePool::builder(backend).fixed_size(SMALL).max_dialing(4).build()?;
     pool.ready().await?;
     let stop = Arc::new(AtomicBool::new(false));
     let mut busy = JoinSet::new();

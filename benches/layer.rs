@@ -101,7 +101,7 @@ fn refused(group: &mut BenchmarkGroup<'_, WallTime>, task: &OneTask) {
 
 /// A limiter whose only permit is held, with room for one waiter.
 fn exhausted() -> (Limiter, Permit) {
-    let builder = Limiter::builder().min_size(1).max_size(1).hard_cap(1).acquire_timeout(PATIENT);
+    let builder = Limiter::builder().fixed_size(1).hard_cap(1).acquire_timeout(PATIENT);
     let limiter = builder.build().expect("a limiter");
     let held = limiter.try_acquire().expect("the only permit");
     (limiter, held)

@@ -6,6 +6,7 @@ use std::panic::Location;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::law::Reason;
 use crate::terms::Class;
 
 #[cfg(feature = "postgres")]
@@ -108,6 +109,12 @@ pub struct AcquireTimeout {
     pub in_use: usize,
     /// All connections at the end.
     pub size: usize,
+    /// How many might be in use at once, at the end.
+    pub limit: usize,
+    /// The most that the limit can be.
+    pub max_size: usize,
+    /// Why the limit was not at `max_size`; `None` when it was.
+    pub not_growing: Option<Reason>,
     /// Others still waiting.
     pub queue_depth: usize,
     /// It was the request's own deadline that came, before `acquire_timeout` had passed.
@@ -154,17 +161,19 @@ impl fmt::Display for AcquireError {
 
 impl fmt::Display for AcquireTimeout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { waited, in_use, size, queue_depth, by_request, oldest_hold, dial_error } = self;
-        let limit = if *by_request { "the request's deadline" } else { "acquire_timeout" };
-        write!(
-            f,
-            "no connection within {waited:?} ({limit}): {in_use} of {size} connections in use, \
-             {queue_depth} others waiting"
-        )?;
-        if let Some(Hold { held, acquired_at }) = oldest_hold {
+        let Self { waited, in_use, limit, max_size, queue_depth, by_request, .. } = self;
+        let whose = if *by_request { "the request's deadline" } else { "acquire_timeout" };
+        write!(f, "no connection within {waited:?} ({whose}): {in_use} of at most {max_size} in use; ")?;
+        match &self.not_growing {
+            Some(reason) if reason.is_growth() => write!(f, "the limit, {limit} now, grows: {reason}; ")?,
+            Some(reason) => write!(f, "not growing: {reason}; ")?,
+            None => {}
+        }
+        write!(f, "{queue_depth} others waiting")?;
+        if let Some(Hold { held, acquired_at }) = &self.oldest_hold {
             write!(f, "; the oldest has been held for {held:?}, acquired at {acquired_at}")?;
         }
-        match dial_error {
+        match &self.dial_error {
             Some(error) => write!(f, "; the last dial failed: {error}"),
             None => Ok(()),
         }

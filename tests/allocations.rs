@@ -28,7 +28,7 @@ const ROUNDS: usize = 100;
 fn pool(size: usize) -> (Runtime, AdaptivePool<Sim>) {
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     let pool = runtime.block_on(async {
-        let pool = AdaptivePool::builder(Sim::default()).min_size(size).max_size(size).build().unwrap();
+        let pool = AdaptivePool::builder(Sim::default()).fixed_size(size).build().unwrap();
         pool.ready().await.unwrap();
         pool
     });

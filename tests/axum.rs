@@ -44,7 +44,7 @@ impl FromRef<App> for AdaptivePool<Sim> {
 }
 
 fn one_connection(sim: &Sim) -> Builder<Sim> {
-    let builder = AdaptivePool::builder(sim.clone()).min_size(1).max_size(1).soft_cap(1).hard_cap(1);
+    let builder = AdaptivePool::builder(sim.clone()).fixed_size(1).soft_cap(1).hard_cap(1);
     builder.seed(7).acquire_timeout(PATIENCE)
 }
 

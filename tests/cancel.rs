@@ -76,7 +76,7 @@ impl Db {
         // The server's own time-out has the same SQLSTATE as a cancel: keep it away.
         config.options("-c statement_timeout=60s");
         let backend = Postgres::new(config, NoTls).query_timeout(query_timeout);
-        AdaptivePool::builder(backend).min_size(1).max_size(1).acquire_timeout(SOON)
+        AdaptivePool::builder(backend).fixed_size(1).acquire_timeout(SOON)
     }
 
     /// Nothing of `pid` is left on the server: no transaction, no lock, least of all on the row.

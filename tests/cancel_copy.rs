@@ -114,7 +114,7 @@ fn uses() -> Vec<Use> {
 }
 
 fn one(db: &Db) -> Builder<Postgres> {
-    db.builder(db.server.port()).min_size(1).max_size(1).acquire_timeout(SOON)
+    db.builder(db.server.port()).fixed_size(1).acquire_timeout(SOON)
 }
 
 #[tokio::test]

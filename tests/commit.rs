@@ -455,7 +455,7 @@ async fn a_cancel_that_comes_after_the_commit_was_answered_does_not_make_it_a_fa
     let options = Options { settings, ..Options::default() };
     let server = spawn_blocking(|| PostgresServer::start(options)).await.unwrap().unwrap();
     let backend = Postgres::new(server.app_url().parse().unwrap(), NoTls);
-    let pool = AdaptivePool::builder(backend).min_size(1).max_size(1).build().unwrap();
+    let pool = AdaptivePool::builder(backend).fixed_size(1).build().unwrap();
     let mut connection = begun(&pool).await;
     for number in 1..=5 {
         let token = connection.cancel_token();

@@ -241,7 +241,7 @@ async fn set_size_refuses_bad_values_and_changes_nothing() {
     pool.gate().set_size(3, 5).unwrap();
     pool.ready().await.unwrap();
     let seen = pool.snapshot();
-    assert_eq!((seen.min_size, seen.max_size, seen.target, seen.idle), (3, 5, 3, 3));
+    assert_eq!((seen.min_size, seen.max_size, seen.limit, seen.idle), (3, 5, 3, 3));
 }
 
 #[tokio::test(start_paused = true)]

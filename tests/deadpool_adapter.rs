@@ -71,7 +71,7 @@ impl Fake {
     }
 
     fn builder(&self) -> Builder<Deadpool<Fake>> {
-        AdaptivePool::builder(Deadpool::new(self.clone())).min_size(1).max_size(1).acquire_timeout(SOON)
+        AdaptivePool::builder(Deadpool::new(self.clone())).fixed_size(1).acquire_timeout(SOON)
     }
 
     async fn pool(&self) -> AdaptivePool<Deadpool<Fake>> {
@@ -305,7 +305,7 @@ impl Ear {
 impl Controller for Ear {
     fn on_sample(&mut self, _: Instant, sample: &Sample) -> Decision {
         self.0.lock().unwrap().push(sample.failures);
-        Decision { target: sample.target, reason: Reason::Steady }
+        Decision { limit: sample.limit, reason: Reason::Steady }
     }
 }
 
@@ -332,7 +332,7 @@ async fn the_controller_learns_of_each_connection_that_failed_once() {
 #[tokio::test(start_paused = true)]
 async fn the_controller_learns_of_each_permit_that_failed_once() {
     let ear = Ear::default();
-    let limiter = Limiter::builder().min_size(2).max_size(2).controller(ear.clone()).build().unwrap();
+    let limiter = Limiter::builder().fixed_size(2).controller(ear.clone()).build().unwrap();
     for _ in 0..2 {
         let mut permit = limiter.acquire().await.unwrap();
         permit.failed();
@@ -349,7 +349,7 @@ async fn redis_is_served_and_a_connection_it_killed_is_replaced_at_the_hand_out(
 
     let server = tokio::task::spawn_blocking(RedisServer::start).await.unwrap();
     let manager = deadpool_redis::Manager::new(server.url()).unwrap();
-    let pool = AdaptivePool::builder(Deadpool::new(manager)).min_size(2).max_size(2).build().unwrap();
+    let pool = AdaptivePool::builder(Deadpool::new(manager)).fixed_size(2).build().unwrap();
     pool.ready().await.unwrap();
 
     let (mut one, mut two) = (pool.acquire().await.unwrap(), pool.acquire().await.unwrap());

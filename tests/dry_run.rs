@@ -22,10 +22,10 @@ impl Observer for Told {
     fn on_event(&self, _: &Gate, event: &Event<'_>) {
         let said = match event {
             Event::WouldShed { shed, .. } => format!("would shed: {}", shed.reason.code()),
-            Event::WouldResize { from, to, reason, .. } => {
+            Event::WouldChangeLimit { from, to, reason, .. } => {
                 format!("would resize {from} to {to}: {}", reason.code())
             }
-            Event::Resized { .. } | Event::Shed { .. } => format!("did: {event:?}"),
+            Event::LimitChanged { .. } | Event::Shed { .. } => format!("did: {event:?}"),
             _ => return,
         };
         self.0.lock().unwrap().push(said);
@@ -72,7 +72,7 @@ async fn a_dry_run_resizes_nothing_refuses_nobody_and_tells_what_it_would_have_d
 
     let seen = pool.snapshot();
     let would = seen.dry_run.expect("this is a dry run");
-    assert_eq!((seen.target, seen.size, sim.peak()), (4, 4, 4), "nothing was resized");
+    assert_eq!((seen.limit, seen.size, sim.peak()), (4, 4, 4), "nothing was resized");
     assert_eq!((seen.acquires.shed, seen.admissions.shed, seen.admissions.admitted), (0, 0, 20));
     assert_eq!((would.would_admit, would.would_shed), (0, 20));
     assert!(would.would_grow > 0 && would.would_stay > 0, "{would:?}");
@@ -109,7 +109,7 @@ async fn a_dry_run_tells_which_way_any_law_would_go_downwards_too() {
     let held = pool.acquire().await.unwrap();
     eventually(SOON, async || pool.snapshot().dry_run.unwrap().would_shrink > 0).await;
     assert!(matches!(pool.snapshot().last_decision.reason, Reason::Drained { peak_in_use: 1 }));
-    assert_eq!((pool.snapshot().target, sim.open()), (4, 4));
+    assert_eq!((pool.snapshot().limit, sim.open()), (4, 4));
     drop(held);
 }
 

@@ -74,7 +74,7 @@ async fn each_time_that_can_be_set_may_be_the_shortest_and_the_longest_there_is(
 async fn building_many_permits_takes_no_longer_for_each_the_more_there_are() {
     let took = |permits| {
         let began = std::time::Instant::now();
-        drop(Limiter::builder().min_size(permits).max_size(permits).build().unwrap());
+        drop(Limiter::builder().fixed_size(permits).build().unwrap());
         began.elapsed()
     };
     took(1_000);

@@ -308,7 +308,7 @@ async fn a_connection_forgotten_by_a_middlebox_is_never_handed_out_as_good() {
     const PATIENCE: Duration = Duration::from_secs(2);
     let db = Db::shared().await;
     let proxy = Proxy::before(db.server.port()).await;
-    let builder = db.builder(proxy.port()).min_size(FORGOTTEN).check_after(CHECK_AFTER);
+    let builder = db.builder(proxy.port()).min_size(FORGOTTEN).min_limit(FORGOTTEN).check_after(CHECK_AFTER);
     let pool = builder.acquire_timeout(PATIENCE).build().unwrap();
     pool.ready().await.unwrap();
     eventually(SOON, async || pool.snapshot().idle == FORGOTTEN).await;
@@ -350,7 +350,7 @@ async fn a_pool_that_was_forgotten_keeps_nobody_past_the_deadline() {
     const SHORT: Duration = Duration::from_millis(60);
     let db = Db::shared().await;
     let proxy = Proxy::before(db.server.port()).await;
-    let builder = db.builder(proxy.port()).min_size(2).check_after(Duration::from_millis(50));
+    let builder = db.builder(proxy.port()).min_size(2).min_limit(2).check_after(Duration::from_millis(50));
     let builder = builder.acquire_timeout(SHORT);
     let pool = builder.build().unwrap();
     pool.ready().await.unwrap();

@@ -95,7 +95,7 @@ async fn serve(limiter: &Limiter) -> (HealthClient<Channel>, mpsc::UnboundedRece
 }
 
 fn one_permit() -> Limiter {
-    let limiter = Limiter::builder().min_size(1).max_size(1).soft_cap(2).hard_cap(2).seed(7);
+    let limiter = Limiter::builder().fixed_size(1).soft_cap(2).hard_cap(2).seed(7);
     limiter.acquire_timeout(DEADLINE).build().unwrap()
 }
 

@@ -166,7 +166,7 @@ async fn between_the_caps_the_share_refused_is_a_ramp() {
 
 #[tokio::test(start_paused = true)]
 async fn a_free_server_is_never_starved() {
-    let limiter = Limiter::builder().min_size(4).max_size(4).soft_cap(0).hard_cap(8).seed(7).build().unwrap();
+    let limiter = Limiter::builder().fixed_size(4).soft_cap(0).hard_cap(8).seed(7).build().unwrap();
     let mut service = behind(&limiter);
     let mut held: Vec<_> = (0..4).map(|_| limiter.try_acquire().unwrap()).collect();
 
@@ -381,8 +381,7 @@ async fn one_state_in_cloned_services() {
 async fn ledgers_are_exact_at_rest() {
     const REQUESTS: u64 = 2_000;
     let limiter = Limiter::builder()
-        .min_size(2)
-        .max_size(2)
+        .fixed_size(2)
         .soft_cap(2)
         .hard_cap(6)
         .seed(7)

@@ -356,7 +356,7 @@ async fn pool_of(server: &PostgresServer, port: u16, size: usize) -> Pool {
     let app: Config = server.app_url().parse().unwrap();
     let mut config = Config::new();
     config.host("127.0.0.1").port(port).user("app").password(app.get_password().unwrap()).dbname("app");
-    let builder = AdaptivePool::builder(Postgres::new(config, NoTls)).min_size(size).max_size(size);
+    let builder = AdaptivePool::builder(Postgres::new(config, NoTls)).fixed_size(size);
     let pool = builder.build().unwrap();
     pool.ready().await.unwrap();
     pool

@@ -62,7 +62,7 @@ fn a_short_run_adds_up_and_writes_what_was_asked_for() {
         }
         assert_eq!(run["phases"].as_array().unwrap().len(), 3);
         let moment = &run["timeline"][5];
-        for key in ["t_s", "offered", "served", "shed", "p99_ms", "target", "in_use", "idle", "queue_depth"] {
+        for key in ["t_s", "offered", "served", "shed", "p99_ms", "limit", "in_use", "idle", "queue_depth"] {
             assert!(moment.get(key).is_some(), "{key} in {moment}");
         }
     }

@@ -32,8 +32,11 @@ enum Op {
     Release(usize),
     /// A connection in use, or the most recently used idle one, changes its state.
     Set(usize, ConnectionState),
-    Advance(u64),
+    /// So many milliseconds pass; the executor polls what was woken, or is busy with something else.
+    Advance(u64, bool),
     Resize(usize, usize),
+    /// `min_limit` and `base_limit`, of what `max_size` allows.
+    SetLimits(usize, usize),
     /// Soft and hard cap of the queue.
     SetCaps(usize, usize),
     /// A request at the layer.
@@ -66,8 +69,9 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0..MOST).prop_map(Op::CancelWait),
         5 => (0..MOST).prop_map(Op::Release),
         3 => (0..MOST, state).prop_map(|(at, state)| Op::Set(at, state)),
-        5 => prop_oneof![1u64..20, 50u64..700].prop_map(Op::Advance),
+        5 => (prop_oneof![1u64..20, 50u64..700], any::<bool>()).prop_map(|(ms, polls)| Op::Advance(ms, polls)),
         1 => (1..=MOST, 0..MOST).prop_map(|(min, more)| Op::Resize(min, (min + more).min(MOST))),
+        1 => (1..=MOST, 0..MOST).prop_map(|(min, more)| Op::SetLimits(min, min + more)),
         1 => (0..=MOST, 1..=MOST).prop_map(|(soft, hard)| Op::SetCaps(soft.min(hard), hard)),
         2 => (class(), deadline()).prop_map(|(class, deadline)| Op::Admit(class, deadline)),
         1 => (0..MOST).prop_map(Op::Fail),
@@ -109,6 +113,10 @@ struct Model {
     remotes: Vec<Arc<Mutex<ConnectionState>>>,
     /// The ceiling: `max_size`, or what was open when it was lowered, never rising.
     ceiling: usize,
+    /// Connections in use before the last step.
+    in_use: usize,
+    /// Since when nothing has kept the limit from growing but the law.
+    calm_since: Instant,
     /// `hard_cap`, or how many waited when it was lowered, never rising.
     cap: usize,
     /// What the callers were told, each counted once.
@@ -170,6 +178,8 @@ impl Model {
             held: Vec::new(),
             remotes: Vec::new(),
             ceiling: 4,
+            in_use: 0,
+            calm_since: Instant::now(),
             cap: HARD_CAP,
             told: Told::default(),
             draining: false,
@@ -218,16 +228,21 @@ impl Model {
                     *remote.lock().unwrap() = state;
                 }
             }
-            Op::Advance(millis) => {
-                advance(Duration::from_millis(millis)).await;
-                // Every task that is due runs before the next step.
-                for _ in 0..50 {
-                    tokio::task::yield_now().await;
-                }
-            }
+            Op::Advance(millis, polls) => self.advance(millis, polls).await,
             Op::Resize(min_size, max_size) => {
                 self.pool.gate().set_size(min_size, max_size).unwrap();
                 self.ceiling = max_size.max(self.sim.open());
+                self.calm_since = Instant::now();
+            }
+            Op::SetLimits(min_limit, base_limit) => {
+                let before = self.pool.snapshot();
+                let max_size = before.max_size;
+                let set = self.pool.gate().set_limits(min_limit, base_limit);
+                assert_eq!(set.is_ok(), base_limit <= max_size, "{set:?}");
+                if set.is_err() {
+                    assert_eq!(self.pool.snapshot(), before, "nothing has changed");
+                }
+                self.calm_since = Instant::now();
             }
             Op::SetCaps(soft, hard) => {
                 self.pool.gate().set_caps(soft, hard).unwrap();
@@ -245,9 +260,29 @@ impl Model {
                     self.drain = Some(drain);
                 }
             }
-            Op::ServerDown(down) => self.sim.go_down(down),
+            Op::ServerDown(down) => {
+                self.sim.go_down(down);
+                self.calm_since = Instant::now();
+            }
             Op::Linger(millis) => self.sim.lingers(Duration::from_millis(millis)),
             Op::CancelWait(_) | Op::Release(_) | Op::Fail(_) => {}
+        }
+    }
+
+    /// At the driver's pace: in one leap all time-outs would come before it could do anything about them.
+    async fn advance(&mut self, millis: u64, polls: bool) {
+        let mut left = Duration::from_millis(millis);
+        while !left.is_zero() {
+            let step = left.min(Duration::from_millis(10));
+            advance(step).await;
+            left -= step;
+            // Every task that is due runs before the next step.
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+            if polls {
+                (0..self.waits.len()).rev().for_each(|at| self.poll(at));
+            }
         }
     }
 
@@ -268,9 +303,23 @@ impl Model {
                     assert_eq!(state, ConnectionState::Ready, "handed out in a state fit for nobody");
                     self.hold(connection);
                 }
-                Err(error) => self.told.outcome(&error),
+                Err(error) => {
+                    self.check_timeout(&error);
+                    self.told.outcome(&error);
+                }
             }
         }
+    }
+
+    /// No time-out below the ceiling: while dials succeed this law always has time to grow in an acquire's time.
+    fn check_timeout(&self, error: &AcquireError) {
+        let AcquireError::Timeout(timeout) = error else { return };
+        let below = timeout.limit < timeout.max_size;
+        assert_eq!(timeout.not_growing.is_some(), below, "{error}");
+        // Polled later it may have been granted one in time, and have had none left to check it.
+        let in_time = timeout.waited <= ACQUIRE_TIMEOUT + Duration::from_millis(10);
+        let calm = !self.sim.is_down() && self.calm_since.elapsed() > 2 * ACQUIRE_TIMEOUT;
+        assert!(!below || !in_time || !calm || timeout.by_request || self.draining, "{error}");
     }
 
     fn admit(&mut self, class: Class, terms: Terms) {
@@ -285,7 +334,8 @@ impl Model {
             Verdict::Shed(shed) => {
                 self.told.refused += 1;
                 let at_cap = seen.queue_depth >= seen.hard_cap;
-                let busy = seen.idle == 0 && seen.queue_depth >= seen.in_use;
+                let usable = seen.limit.min(seen.in_use + seen.idle + seen.reserve);
+                let busy = seen.idle == 0 && seen.queue_depth >= usable;
                 assert!(self.draining || at_cap || busy || expired, "starved: {shed:?} {seen:?}");
                 assert_ne!(class, Class::Exempt);
                 assert!((1..=120).contains(&shed.retry_after.as_secs()));
@@ -300,22 +350,34 @@ impl Model {
         self.held.push(connection);
     }
 
-    fn check(&mut self) {
+    fn check(&mut self, op: &Op) {
+        // The limit may have risen, and fallen again.
+        let time_has_passed = matches!(op, Op::Advance(..));
+        if time_has_passed {
+            self.in_use = usize::MAX;
+        }
         let seen = self.pool.snapshot();
-        let Snapshot { size, in_use, idle, opening, closing, queue_depth, max_size, .. } = seen;
+        let Snapshot { size, in_use, idle, reserve, opening, closing, queue_depth, max_size, limit, .. } =
+            seen;
         // Ceiling, as we count and as the server counts.
-        assert_eq!(size, in_use + idle + opening + closing);
+        assert_eq!(size, in_use + idle + reserve + opening + closing);
         assert!(size <= self.ceiling, "{seen:?} over {}", self.ceiling);
         assert!(self.sim.open() <= self.ceiling, "{} sockets over {}", self.sim.open(), self.ceiling);
         self.ceiling = max_size.max(size.min(self.ceiling));
         // Queue bound.
         assert!(queue_depth <= self.cap, "{queue_depth} wait, over {}", self.cap);
         self.cap = self.cap.min(queue_depth.max(seen.hard_cap));
+        // Limit: in_use is over it only by what was in use before, and what is free beyond it is nobody's.
+        assert!(in_use <= limit.max(self.in_use), "{seen:?}, after {} in use", self.in_use);
+        self.in_use = in_use;
+        assert!(idle == 0 || in_use + idle <= limit, "{seen:?}");
+        assert!(reserve == 0 || in_use + idle >= limit, "{seen:?}");
         // Nobody waits beside a free connection.
         assert!(idle == 0 || queue_depth == 0, "{seen:?}");
         // Permits are connections: held ones, granted ones not yet fetched, and those being checked or settled.
         assert!(self.held.len() <= in_use);
-        assert!(seen.target >= seen.min_size && seen.target <= max_size);
+        assert!(limit >= seen.min_limit && limit <= max_size);
+        assert!(seen.min_limit <= seen.base_limit && seen.base_limit <= max_size);
         // Ledger. A grant whose connection is still being checked counts as granted, and is taken back if that fails.
         let delivered_or_under_way = self.remotes.len() + self.waits.len();
         assert_eq!(
@@ -355,7 +417,7 @@ proptest! {
             let mut model = Model::new();
             for op in &ops {
                 model.apply(op).await;
-                model.check();
+                model.check(op);
             }
             model.rest().await;
         });

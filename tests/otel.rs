@@ -69,8 +69,7 @@ impl Telemetry {
 
     /// A builder of a limiter of one permit that is observed.
     fn one_permit(&self) -> Builder<LimitOnly> {
-        let builder =
-            Limiter::builder().name("orders").min_size(1).max_size(1).soft_cap(1).hard_cap(2).seed(7);
+        let builder = Limiter::builder().name("orders").fixed_size(1).soft_cap(1).hard_cap(2).seed(7);
         builder.acquire_timeout(PATIENCE).observer(self.observer())
     }
 
@@ -171,7 +170,7 @@ async fn the_six_metrics_exist_and_counters_start_at_zero() {
 #[tokio::test(start_paused = true)]
 async fn gauges_follow_the_pool() {
     let telemetry = Telemetry::new();
-    let limiter = telemetry.one_permit().min_size(4).max_size(4).build().unwrap();
+    let limiter = telemetry.one_permit().fixed_size(4).build().unwrap();
     let assert_shown = |active, waiting, percent| {
         assert_eq!(telemetry.series("db.pool.active_connections"), series([("", active)]));
         assert_eq!(telemetry.series("db.pool.waiting_requests"), series([("", waiting)]));
@@ -193,33 +192,33 @@ async fn scale_events_count_growth_and_shrinking_with_the_law() {
     let law = QueueDepth { threshold: 1, grow_factor: 2.0, ..QueueDepth::default() };
     let builder = telemetry.one_permit().max_size(8).hard_cap(100).acquire_timeout(DEADLINE);
     let limiter = builder.controller(law).build().unwrap();
-    let target = || limiter.gate().snapshot().target;
+    let limit = || limiter.gate().snapshot().limit;
 
     // 1 → 2 → 4 → 8 and back.
     let held = limiter.try_acquire().unwrap();
     let line = line_up(&limiter, 50);
-    eventually(DEADLINE, async || target() == 8).await;
+    eventually(DEADLINE, async || limit() == 8).await;
     let grown = series([("direction=grow", 3), ("direction=shrink", 0)]);
     assert_eq!(telemetry.series("db.pool.scale_events"), grown);
 
     drop((line, held));
-    eventually(DEADLINE, async || target() == 1).await;
+    eventually(DEADLINE, async || limit() == 1).await;
     let both = series([("direction=grow", 3), ("direction=shrink", 3)]);
     assert_eq!(telemetry.series("db.pool.scale_events"), both);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_change_of_the_bounds_that_moves_the_target_is_a_scale_event() {
+async fn a_change_of_the_bounds_that_moves_the_limit_is_a_scale_event() {
     let telemetry = Telemetry::new();
     let limiter = telemetry.one_permit().max_size(8).build().unwrap();
     limiter.gate().set_size(4, 8).unwrap();
     limiter.gate().set_size(1, 2).unwrap();
-    assert_eq!(limiter.gate().snapshot().target, 2);
+    assert_eq!(limiter.gate().snapshot().limit, 1, "at rest it follows base_limit");
     let both = series([("direction=grow", 1), ("direction=shrink", 1)]);
     assert_eq!(telemetry.series("db.pool.scale_events"), both);
 
     limiter.gate().set_size(1, 4).unwrap();
-    assert_eq!(telemetry.series("db.pool.scale_events"), both, "the target has not moved");
+    assert_eq!(telemetry.series("db.pool.scale_events"), both, "the limit has not moved");
 }
 
 #[tokio::test(start_paused = true)]
@@ -246,7 +245,7 @@ async fn a_hold_past_the_bound_is_counted_once_with_a_pool_and_with_a_limiter() 
     assert_eq!(held_for_long(&telemetry), series([("", 2)]), "once for each hold");
 
     let telemetry = Telemetry::new();
-    let builder = AdaptivePool::builder(Sim::default()).name("orders").min_size(1).max_size(1);
+    let builder = AdaptivePool::builder(Sim::default()).name("orders").fixed_size(1);
     let pool = builder.leak_warning_after(BOUND).observer(telemetry.observer()).build().unwrap();
     let _leaked = pool.acquire().await.unwrap();
     sleep(BOUND * 2).await;

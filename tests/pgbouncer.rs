@@ -43,7 +43,7 @@ async fn drop_queries(server: &PostgresServer, backend: Postgres) -> Vec<Duratio
     tokio::spawn(connection);
     let running = "select count(*) from pg_stat_activity where state = 'active' and query = $1";
     let runs = async || admin.query_one(running, &[&LONG]).await.unwrap().get::<_, i64>(0) == 1;
-    let pool = AdaptivePool::builder(backend).min_size(1).max_size(1).acquire_timeout(SOON).build().unwrap();
+    let pool = AdaptivePool::builder(backend).fixed_size(1).acquire_timeout(SOON).build().unwrap();
     pool.ready().await.unwrap();
     let mut waits = Vec::new();
     for _ in 0..CANCELS {

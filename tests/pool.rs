@@ -27,7 +27,9 @@ fn ms(millis: u64) -> Duration {
 }
 
 fn builder(sim: &Sim, min_size: usize, max_size: usize) -> Builder<Sim> {
-    AdaptivePool::builder(sim.clone()).min_size(min_size).max_size(max_size).seed(1)
+    let builder = AdaptivePool::builder(sim.clone()).min_size(min_size).max_size(max_size).seed(1);
+    // Of one size it is a static pool.
+    if min_size == max_size { builder.min_limit(max_size) } else { builder }
 }
 
 async fn open(builder: Builder<Sim>) -> AdaptivePool<Sim> {
@@ -59,7 +61,7 @@ async fn min_size_is_opened_in_the_background() {
     let sim = Sim::default();
     let pool = open(builder(&sim, 10, 50)).await;
     let seen = pool.snapshot();
-    assert_eq!((seen.size, seen.idle, seen.in_use, seen.target), (10, 10, 0, 10));
+    assert_eq!((seen.size, seen.idle, seen.in_use, seen.limit), (10, 10, 0, 10));
     assert_eq!(sim.open(), 10);
     assert_eq!(sim.peak_dialing(), 4, "max_dialing");
 }
@@ -178,7 +180,7 @@ async fn one_deadline_bounds_the_acquire_and_says_how_things_stood() {
     assert!((ms(200)..ms(203)).contains(&began.elapsed()));
     assert_eq!(error.code(), "pool_wait_timeout");
     let said = error.to_string();
-    assert!(said.contains("(acquire_timeout): 1 of 1 connections in use, 0 others waiting"), "{said}");
+    assert!(said.contains("(acquire_timeout): 1 of at most 1 in use; 0 others waiting"), "{said}");
     assert_eq!(pool.snapshot().acquires.timed_out, 1);
     assert_eq!(pool.snapshot().queue_depth, 0);
 }
@@ -274,9 +276,10 @@ async fn it_grows_while_people_queue_and_shrinks_when_nobody_does() {
     for user in users {
         user.await.unwrap();
     }
-    eventually(Duration::from_secs(10), async || sim.open() == 10).await;
+    eventually(Duration::from_secs(10), async || pool.snapshot().limit == 10).await;
     assert!(matches!(pool.snapshot().last_decision.reason, Reason::Drained { .. }));
-    assert_eq!(sim.peak(), 50);
+    assert_eq!((sim.peak(), sim.dials(), pool.snapshot().reserve), (50, 50, 40), "kept for the next burst");
+    eventually(Duration::from_secs(40), async || sim.open() == 10).await;
     assert_adds_up(&pool.snapshot().acquires);
 }
 
@@ -457,7 +460,7 @@ async fn drain_goes_on_when_its_future_is_dropped() {
 
 #[tokio::test(start_paused = true)]
 async fn a_limiters_drain_goes_on_when_its_future_is_dropped() {
-    let limiter = Limiter::builder().min_size(1).max_size(1).build().unwrap();
+    let limiter = Limiter::builder().fixed_size(1).build().unwrap();
     let held = limiter.acquire().await.unwrap();
     assert!(timeout(ms(10), limiter.drain(SOON)).await.is_err(), "dropped half-way");
     assert!(matches!(limiter.acquire().await, Err(AcquireError::Closed)));
@@ -496,27 +499,52 @@ async fn dropping_the_pool_closes_it_and_a_connection_may_outlive_it() {
     assert_eq!(gate.snapshot().acquires.granted, 1, "the ledger outlives the pool");
 }
 
+/// Grows at once, and rests as soon as nobody waits.
+struct Wide;
+
+impl Controller for Wide {
+    fn on_sample(&mut self, _: std::time::Instant, sample: &Sample) -> Decision {
+        let limit = if sample.queue_depth > 0 { sample.max_size } else { sample.base_limit };
+        let reason = if limit == sample.limit { Reason::Steady } else { Reason::Custom("wide") };
+        Decision { limit, reason }
+    }
+}
+
 #[tokio::test(start_paused = true)]
-async fn idle_connections_over_min_size_close_after_idle_timeout() {
-    /// Grows at once and never shrinks: what closes, idle_timeout closed.
-    struct Wide;
-    impl Controller for Wide {
-        fn on_sample(&mut self, _: std::time::Instant, sample: &Sample) -> Decision {
-            let target = if sample.queue_depth > 0 { sample.max_size } else { sample.target };
-            Decision {
-                target,
-                reason: if target == sample.target { Reason::Steady } else { Reason::Custom("wide") },
-            }
+async fn idle_connections_over_min_size_close_after_idle_timeout_though_the_driver_rests() {
+    let (sim, told) = (Sim::default(), IdleClosed::default());
+    let builder = builder(&sim, 2, 8).controller(Wide).idle_timeout(ms(5_000)).observer(told.clone());
+    let pool = open(builder).await;
+    let mut held = take(&pool, 8).await;
+    let early = held.split_off(3);
+    drop(early);
+    sleep(ms(1_000)).await;
+    drop(held);
+    sleep(ms(3_900)).await;
+    let seen = pool.snapshot();
+    assert_eq!(
+        (sim.open(), seen.limit, seen.idle, seen.reserve),
+        (8, 2, 2, 6),
+        "the limit fell and nothing closed"
+    );
+    eventually(ms(300), async || sim.open() == 3).await;
+    eventually(ms(1_200), async || sim.open() == 2).await;
+    sleep(ms(60_000)).await;
+    assert_eq!(sim.open(), 2, "min_size");
+    assert_eq!(*told.0.lock().unwrap(), [5, 1], "the longest free went first, each when its time came");
+    assert_eq!(pool.snapshot().last_decision.reason, Reason::Custom("wide"), "it moves no limit");
+}
+
+/// How many connections were closed for idleness, each time.
+#[derive(Clone, Default)]
+struct IdleClosed(Arc<Mutex<Vec<usize>>>);
+
+impl Observer for IdleClosed {
+    fn on_event(&self, _: &Gate, event: &Event<'_>) {
+        if let Event::IdleClosed { closed, .. } = event {
+            self.0.lock().unwrap().push(*closed);
         }
     }
-    let sim = Sim::default();
-    let pool = open(builder(&sim, 2, 8).controller(Wide).idle_timeout(ms(5_000))).await;
-    let held = take(&pool, 8).await;
-    drop(held);
-    sleep(ms(4_900)).await;
-    assert_eq!(sim.open(), 8);
-    eventually(ms(300), async || sim.open() == 2).await;
-    assert!(matches!(pool.snapshot().last_decision.reason, Reason::IdleTimeout { .. }));
 }
 
 /// Counts how often it is asked.
@@ -525,7 +553,7 @@ struct Counting(Arc<AtomicUsize>);
 impl Controller for Counting {
     fn on_sample(&mut self, _: std::time::Instant, sample: &Sample) -> Decision {
         self.0.fetch_add(1, SeqCst);
-        Decision { target: sample.target, reason: Reason::Steady }
+        Decision { limit: sample.limit, reason: Reason::Steady }
     }
 }
 
@@ -697,14 +725,14 @@ async fn a_controller_that_panics_is_told_and_asked_again() {
         fn on_sample(&mut self, _: std::time::Instant, sample: &Sample) -> Decision {
             self.0 += 1;
             assert!(self.0 != 2, "the controller panics, as asked");
-            Decision { target: sample.target, reason: Reason::Steady }
+            Decision { limit: sample.limit, reason: Reason::Steady }
         }
     }
     let sim = Sim::default();
     let pool = open(builder(&sim, 1, 5).controller(Nervous(0))).await;
     let _held = pool.acquire().await.unwrap();
     eventually(SOON, async || pool.snapshot().last_decision.reason == Reason::ControllerPanicked).await;
-    assert_eq!(pool.snapshot().target, 1);
+    assert_eq!(pool.snapshot().limit, 1);
     let mut seen = pool.watch();
     seen.borrow_and_update();
     timeout(ms(30), seen.changed()).await.expect("the driver goes on").unwrap();
@@ -726,7 +754,9 @@ async fn watch_shows_what_happens_while_the_driver_rests() {
 #[tokio::test(start_paused = true)]
 async fn a_pool_at_rest_shrinks_when_its_min_size_is_lowered() {
     let sim = Sim::default();
-    let pool = open(builder(&sim, 6, 6)).await;
+    let pool =
+        AdaptivePool::builder(sim.clone()).min_size(6).max_size(6).idle_timeout(ms(5_000)).build().unwrap();
+    pool.ready().await.unwrap();
     sleep(SOON).await;
     pool.gate().set_size(2, 6).unwrap();
     eventually(Duration::from_secs(10), async || sim.open() == 2).await;
@@ -748,10 +778,10 @@ async fn a_snapshot_adds_up_whenever_it_is_taken() {
         }
     }
     for _ in 0..200 {
-        let pool = AdaptivePool::builder(Unreachable).min_size(8).max_size(8).max_dialing(8).build().unwrap();
+        let pool = AdaptivePool::builder(Unreachable).fixed_size(8).max_dialing(8).build().unwrap();
         while pool.snapshot().dial_failures == 0 {
             let seen = pool.snapshot();
-            assert_eq!(seen.size, seen.in_use + seen.idle + seen.opening + seen.closing);
+            assert_eq!(seen.size, seen.in_use + seen.idle + seen.reserve + seen.opening + seen.closing);
             assert!(seen.size <= 8);
         }
     }
@@ -989,7 +1019,7 @@ async fn a_hold_over_the_bound_is_told_once_with_the_place_where_it_was_acquired
 #[tokio::test(start_paused = true)]
 async fn a_limiters_permits_are_watched_as_well() {
     let told = LongHolds::default();
-    let limiter = Limiter::builder().min_size(1).max_size(1).leak_warning_after(ms(500));
+    let limiter = Limiter::builder().fixed_size(1).leak_warning_after(ms(500));
     let limiter = limiter.observer(told.clone()).acquire_timeout(ms(100)).build().unwrap();
     let (_permit, line) = (limiter.acquire().await.unwrap(), line!());
     sleep(SOON).await;
@@ -1008,7 +1038,7 @@ async fn a_pool_of_one_that_waits_for_itself_fails_at_its_deadline_and_says_who_
     assert!((ms(700)..ms(710)).contains(&started.elapsed()), "{:?}", started.elapsed());
     let said = error.to_string();
     let place = format!("acquired at {}:{line}:", file!());
-    assert!(said.contains("1 of 1 connections in use") && said.contains(&place), "{said}");
+    assert!(said.contains("1 of at most 1 in use") && said.contains(&place), "{said}");
     let AcquireError::Timeout(timeout) = error else { panic!("{said}") };
     let held = timeout.oldest_hold.unwrap().held;
     assert!((ms(990)..=ms(1_010)).contains(&held), "{held:?}");
@@ -1045,7 +1075,7 @@ fn one_deadline_is_kept_though_the_runtime_of_the_pool_is_gone() {
     let (pools, callers) = (runtime(), runtime());
     let limiter = {
         let _inside = pools.enter();
-        Limiter::builder().min_size(1).max_size(1).acquire_timeout(ms(200)).build().unwrap()
+        Limiter::builder().fixed_size(1).acquire_timeout(ms(200)).build().unwrap()
     };
     let _held = limiter.try_acquire().unwrap();
     let waiting = callers.spawn({

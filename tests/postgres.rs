@@ -737,7 +737,7 @@ async fn a_pool_of_one_that_waits_for_itself_in_a_transaction_says_who_holds_it_
     .await;
     let said = outcome.unwrap_err().to_string();
     assert!(
-        said.contains("1 of 1 connections in use") && said.contains("acquired at tests/postgres.rs"),
+        said.contains("1 of at most 1 in use") && said.contains("acquired at tests/postgres.rs"),
         "{said}"
     );
     drop(connection);
@@ -939,7 +939,7 @@ struct Failures(Arc<AtomicU64>);
 impl Controller for Failures {
     fn on_sample(&mut self, _: std::time::Instant, sample: &Sample) -> Decision {
         self.0.fetch_add(sample.failures, Relaxed);
-        Decision { target: sample.target, reason: Reason::Steady }
+        Decision { limit: sample.limit, reason: Reason::Steady }
     }
 }
 

@@ -156,7 +156,7 @@ async fn a_pool_that_is_full_serves_its_preflight_in_turn_or_says_why_not() {
     let server = shared().await;
     let pool = Postgres::new(server.app_url().parse().unwrap(), NoTls);
     let short = Duration::from_millis(300);
-    let pool = AdaptivePool::builder(pool).min_size(1).max_size(1).acquire_timeout(short).build().unwrap();
+    let pool = AdaptivePool::builder(pool).fixed_size(1).acquire_timeout(short).build().unwrap();
     pool.ready().await.unwrap();
     let held = pool.acquire().await.unwrap();
     let error = pool.preflight(1).await.unwrap_err();

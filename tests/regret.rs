@@ -80,7 +80,7 @@ struct Model {
     queue: VecDeque<f64>,
     dials: VecDeque<f64>,
     idle: usize,
-    target: usize,
+    limit: usize,
     sample: Sample,
     use_time: Option<f64>,
     work: Draws,
@@ -95,7 +95,7 @@ impl Model {
             queue: VecDeque::new(),
             dials: VecDeque::new(),
             idle: size,
-            target: size,
+            limit: size,
             sample: Sample::default(),
             use_time: None,
             work: Draws(seed ^ 0xABCD),
@@ -132,7 +132,7 @@ impl Model {
         let Some(Reverse((end, arrived))) = self.running.pop() else { return false };
         self.served = f64::from_bits(end);
         self.sample.completions += 1;
-        if self.permits() < self.target {
+        if self.permits() < self.limit {
             self.idle += 1;
             self.serve();
         }
@@ -141,16 +141,16 @@ impl Model {
 
     fn opened(&mut self) {
         self.dials.pop_front();
-        if self.permits() < self.target {
+        if self.permits() < self.limit {
             self.idle += 1;
             self.serve();
         }
     }
 
-    fn resize(&mut self, target: usize) {
-        self.target = target;
-        self.idle = self.idle.min(target.saturating_sub(self.running.len()));
-        while self.permits() + self.dials.len() < target {
+    fn resize(&mut self, limit: usize) {
+        self.limit = limit;
+        self.idle = self.idle.min(limit.saturating_sub(self.running.len()));
+        while self.permits() + self.dials.len() < limit {
             let ahead = self.dials.len().checked_sub(MAX_DIALING).map_or(self.now, |at| self.dials[at]);
             self.dials.push_back(ahead + DIAL);
         }
@@ -167,8 +167,8 @@ impl Model {
         (sample.queue_depth, sample.hard_cap) = (self.queue.len(), HARD_CAP);
         (sample.in_use, sample.peak_in_use, sample.idle) =
             (self.running.len(), self.running.len(), self.idle);
-        (sample.opening, sample.target) = (self.dials.len(), self.target);
-        (sample.min_size, sample.max_size) = (MIN_SIZE, MAX_SIZE);
+        (sample.opening, sample.limit) = (self.dials.len(), self.limit);
+        (sample.min_limit, sample.base_limit, sample.max_size) = (MIN_SIZE, MIN_SIZE, MAX_SIZE);
         sample.use_time = self.use_time.map(Duration::from_secs_f64);
         sample
     }
@@ -205,14 +205,14 @@ fn simulate(scenario: &Scenario, seed: u64, size: usize, mut law: Option<&mut dy
             let sample = model.take_sample();
             if let Some(law) = &mut law {
                 let decision = law.on_sample(start + Duration::from_secs_f64(next), &sample);
-                if decision.target != model.target && decision.reason.code() != "probe" {
-                    moves.push(decision.target);
+                if decision.limit != model.limit && decision.reason.code() != "probe" {
+                    moves.push(decision.limit);
                 }
-                model.resize(decision.target);
+                model.resize(decision.limit);
             }
         }
     }
-    Outcome { good, reversals: reversals(&moves), last: model.target }
+    Outcome { good, reversals: reversals(&moves), last: model.limit }
 }
 
 /// Two moves of 15 % or more in opposite directions.

@@ -112,7 +112,7 @@ fn dripping(number: u64) -> Body {
 #[tokio::test(start_paused = true)]
 async fn two_hundred_slow_uploads_in_front_of_an_idle_database_shed_nobody() {
     const UPLOADS: u64 = 200;
-    let limiter = Limiter::builder().min_size(2).max_size(2).soft_cap(1).hard_cap(3).seed(7).build().unwrap();
+    let limiter = Limiter::builder().fixed_size(2).soft_cap(1).hard_cap(3).seed(7).build().unwrap();
     let store = async |limiter: Limiter, body: Bytes| -> StatusCode {
         let Ok(_permit) = limiter.acquire().await else { return StatusCode::INSUFFICIENT_STORAGE };
         sleep(Duration::from_millis(1)).await;

@@ -31,7 +31,7 @@ async fn shown(connection: &Connection<Postgres>) -> [String; 2] {
 /// What the first connections of a pool have: the very first asks, the others know.
 async fn timeouts(config: Config) -> [String; 2] {
     let backend = Postgres::new(config, NoTls).query_timeout(Duration::from_secs(3));
-    let pool = AdaptivePool::builder(backend).min_size(3).max_size(3).max_dialing(1).build().unwrap();
+    let pool = AdaptivePool::builder(backend).fixed_size(3).max_dialing(1).build().unwrap();
     pool.ready().await.unwrap();
     let held = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
     let mut seen = Vec::new();
@@ -202,7 +202,7 @@ async fn a_server_that_does_not_take_a_time_out_is_used_without_it_and_that_is_t
     for takes in [Takes::Refuses, Takes::KnowsNothing, Takes::Ends, Takes::HangsUp] {
         let server = Odd::start(takes).await;
         let refused = Refused::default();
-        let builder = AdaptivePool::builder(Postgres::new(server.config(), NoTls)).min_size(5).max_size(5);
+        let builder = AdaptivePool::builder(Postgres::new(server.config(), NoTls)).fixed_size(5);
         let pool = builder.max_dialing(1).observer(refused.clone()).build().unwrap();
         eventually(SOON, async || pool.snapshot().idle == 5).await;
         let mut told = refused.0.lock().unwrap().clone();
@@ -225,7 +225,7 @@ async fn a_server_that_does_not_take_a_time_out_is_used_without_it_and_that_is_t
 async fn an_error_that_is_not_about_the_setting_fails_the_dial_and_is_not_held_against_it() {
     let server = Odd::start(Takes::IsAway).await;
     let refused = Refused::default();
-    let builder = AdaptivePool::builder(Postgres::new(server.config(), NoTls)).min_size(1).max_size(1);
+    let builder = AdaptivePool::builder(Postgres::new(server.config(), NoTls)).fixed_size(1);
     let pool = builder.dial_timeout(Duration::from_millis(200)).observer(refused.clone()).build().unwrap();
     let error = pool.ready().await.unwrap_err();
     assert!(error.to_string().contains("08P01"), "{error}");

@@ -206,8 +206,7 @@ async fn exempt_requests_pass_at_the_hard_cap_and_during_a_drain_but_their_acqui
 
 #[tokio::test(start_paused = true)]
 async fn a_requests_deadline_bounds_its_acquire_and_acquire_timeout_holds_as_well() {
-    let limiter =
-        Limiter::builder().min_size(1).max_size(1).acquire_timeout(ms(2_000)).seed(7).build().unwrap();
+    let limiter = Limiter::builder().fixed_size(1).acquire_timeout(ms(2_000)).seed(7).build().unwrap();
     let _held = limiter.try_acquire().unwrap();
     // 7 ms is nearer than the driver looks.
     for (budget, waited, by_request) in
@@ -274,7 +273,7 @@ async fn in_a_stall_only_the_counts_bind_so_that_somebody_is_there_when_it_is_ov
 
 #[tokio::test(start_paused = true)]
 async fn nothing_is_refused_while_a_permit_is_idle_or_fewer_wait_than_there_are_permits() {
-    let limiter = Limiter::builder().min_size(4).max_size(4).soft_cap(0).hard_cap(9).seed(7).build().unwrap();
+    let limiter = Limiter::builder().fixed_size(4).soft_cap(0).hard_cap(9).seed(7).build().unwrap();
     let mut held = vec![held_after_100_ms(&limiter).await];
     let layer = AdaptivePoolLayer::new(limiter.clone());
     let mut service = layer
@@ -335,7 +334,7 @@ impl Stall {
     const BUDGET: Duration = Duration::from_millis(250);
 
     fn new(seed: u64) -> Self {
-        let builder = Limiter::builder().min_size(4).max_size(4).soft_cap(100).hard_cap(200).seed(seed);
+        let builder = Limiter::builder().fixed_size(4).soft_cap(100).hard_cap(200).seed(seed);
         let limiter = builder.acquire_timeout(Self::BUDGET).build().unwrap();
         let began = Instant::now();
         Self { limiter, began, stalls: began + ms(2_000), well: began + ms(7_000) }
@@ -449,7 +448,7 @@ async fn an_expired_waiter_is_never_granted_though_nobody_had_time_to_tell_it() 
 #[tokio::test(start_paused = true)]
 async fn whoever_is_granted_a_permit_is_granted_it_in_time() {
     const WAITERS: u64 = 2_000;
-    let limiter = Limiter::builder().min_size(2).max_size(2).soft_cap(WAITERS as usize);
+    let limiter = Limiter::builder().fixed_size(2).soft_cap(WAITERS as usize);
     let limiter = limiter.hard_cap(WAITERS as usize).seed(7).build().unwrap();
     let (mut draws, mut acquires) = (Draws(3), Vec::new());
     for number in 0..WAITERS {
@@ -543,7 +542,7 @@ async fn a_classifier_that_panics_makes_no_difference() {
 #[tokio::test(start_paused = true)]
 async fn a_deadline_that_cannot_be_read_leaves_the_default_budget() {
     const BUDGET: Duration = Duration::from_secs(2);
-    let limiter = Limiter::builder().min_size(1).max_size(1).acquire_timeout(BUDGET).build().unwrap();
+    let limiter = Limiter::builder().fixed_size(1).acquire_timeout(BUDGET).build().unwrap();
     let _held = limiter.try_acquire().unwrap();
     let handler = limiter.clone();
     let layer = AdaptivePoolLayer::new(limiter.clone());

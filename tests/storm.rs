@@ -306,7 +306,7 @@ fn a_retry_storm_is_over_when_the_database_is_well_again() {
 fn without_deadlines_a_count_cap_of_1600_holds_the_storm() {
     let limiter = || {
         let patient = Limiter::builder().acquire_timeout(Duration::from_secs(30));
-        patient.min_size(20).max_size(20).soft_cap(1_600).hard_cap(1_600).build().unwrap()
+        patient.fixed_size(20).soft_cap(1_600).hard_cap(1_600).build().unwrap()
     };
     let storm = Storm::blow(limiter, false, 1);
     let seconds = storm.by_second();

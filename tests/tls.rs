@@ -70,8 +70,7 @@ impl Authority {
         config.ssl_mode(SslMode::Require).channel_binding(ChannelBinding::Require);
         let backend = Postgres::new(config, self.connector()).query_timeout(QUERY_TIMEOUT);
         AdaptivePool::builder(backend)
-            .min_size(1)
-            .max_size(1)
+            .fixed_size(1)
             .acquire_timeout(SOON)
             .dial_timeout(DIAL_TIMEOUT)
             .build()

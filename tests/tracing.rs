@@ -90,7 +90,7 @@ impl Line {
 #[tokio::test(start_paused = true)]
 async fn refusals_and_time_outs_reach_a_subscriber() {
     let (log, _guard) = Log::listen();
-    let builder = Limiter::builder().name("orders").min_size(1).max_size(1).soft_cap(1).hard_cap(1);
+    let builder = Limiter::builder().name("orders").fixed_size(1).soft_cap(1).hard_cap(1);
     let limiter = builder.acquire_timeout(PATIENCE).observer(Tracing::new()).build().unwrap();
     let _held = limiter.try_acquire().unwrap();
     let mut line = line_up(&limiter, 1);
@@ -123,15 +123,15 @@ async fn changes_of_size_reach_a_subscriber_with_their_reason() {
     let law = QueueDepth { threshold: 2, grow_factor: 3.0, ..QueueDepth::default() };
     let builder = Limiter::builder().name("orders").min_size(1).max_size(3).controller(law);
     let limiter = builder.observer(Tracing::new()).build().unwrap();
-    let target = || limiter.gate().snapshot().target;
+    let limit = || limiter.gate().snapshot().limit;
 
     let held = limiter.try_acquire().unwrap();
     let line = line_up(&limiter, 5);
-    eventually(DEADLINE, async || target() == 3).await;
+    eventually(DEADLINE, async || limit() == 3).await;
     drop((line, held));
-    eventually(DEADLINE, async || target() == 1).await;
+    eventually(DEADLINE, async || limit() == 1).await;
 
-    let resized = log.lines("resized");
+    let resized = log.lines("limit changed");
     let [grown, shrunk] = &resized[..] else { panic!("there and back: {resized:?}") };
     let pool = r#"pool="orders""#;
     let reason = "reason=QueueOverThreshold { queue_depth: 5, threshold: 2 }";
@@ -146,7 +146,7 @@ async fn dials_and_what_they_fail_of_reach_a_subscriber() {
     let (log, _guard) = Log::listen();
     let sim = Sim::default();
     sim.go_down(true);
-    let builder = AdaptivePool::builder(sim.clone()).name("orders").min_size(2).max_size(2).max_dialing(1);
+    let builder = AdaptivePool::builder(sim.clone()).name("orders").fixed_size(2).max_dialing(1);
     let pool = builder.observer(Tracing::new()).build().unwrap();
     eventually(DEADLINE, async || pool.snapshot().dial_failures == 3).await;
     sim.go_down(false);
@@ -190,7 +190,7 @@ impl Backend for Mute {
 #[tokio::test(start_paused = true)]
 async fn a_place_that_was_written_off_reaches_a_subscriber() {
     let (log, _guard) = Log::listen();
-    let builder = AdaptivePool::builder(Mute).name("orders").min_size(1).max_size(1);
+    let builder = AdaptivePool::builder(Mute).name("orders").fixed_size(1);
     let pool = builder.observer(Tracing::new()).build().unwrap();
     pool.ready().await.unwrap();
     pool.drain(DEADLINE).await.unwrap();

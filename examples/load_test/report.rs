@@ -35,7 +35,7 @@ pub struct Acquire {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ServerSample {
     pub unix_s: f64,
-    pub target: u64,
+    pub limit: u64,
     pub in_use: u64,
     pub idle: u64,
     pub queue_depth: u64,
@@ -101,7 +101,7 @@ pub struct ServerFigures {
 pub struct TimelineRow {
     #[serde(flatten)]
     pub load: Moment,
-    pub target: Option<u64>,
+    pub limit: Option<u64>,
     pub in_use: Option<u64>,
     pub idle: Option<u64>,
     pub queue_depth: Option<u64>,
@@ -221,7 +221,7 @@ impl ServerReport {
         let sample = self.samples.get(next).filter(|sample| sample.unix_s < begin_s + 0.2);
         TimelineRow {
             load,
-            target: sample.map(|sample| sample.target),
+            limit: sample.map(|sample| sample.limit),
             in_use: sample.map(|sample| sample.in_use),
             idle: sample.map(|sample| sample.idle),
             queue_depth: sample.map(|sample| sample.queue_depth),

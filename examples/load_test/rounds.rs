@@ -99,13 +99,13 @@ fn describe(text: &mut String, name: &str, pools: &[Pool<'_>]) {
     if !reached.is_empty() {
         let _ = writeln!(
             text,
-            "Within 10 % of the target it ended the burst with, {:.1} s after the step (median; sampled every 0.1 s).",
+            "Within 10 % of the limit it ended the burst with, {:.1} s after the step (median; sampled every 0.1 s).",
             median(reached)
         );
     }
 }
 
-/// How long after the step the target came near to what it was at the end of the burst.
+/// How long after the step the limit came near to what it was at the end of the burst.
 fn target_reached_s(run: &Run) -> Option<f64> {
     let begin_s: f64 = run
         .phases
@@ -114,12 +114,12 @@ fn target_reached_s(run: &Run) -> Option<f64> {
         .map(|part| f64::from(part.phase.seconds))
         .sum();
     let end_s = begin_s + f64::from(run.phase("burst")?.phase.seconds);
-    let targets = || {
+    let limits = || {
         let burst = run.timeline.iter().filter(|row| (begin_s..end_s).contains(&row.load.t_s));
-        burst.filter_map(|row| Some((row.load.t_s - begin_s, row.target? as f64)))
+        burst.filter_map(|row| Some((row.load.t_s - begin_s, row.limit? as f64)))
     };
-    let (_, last) = targets().next_back()?;
-    targets().find(|(_, target)| (target - last).abs() <= 0.1 * last).map(|(t_s, _)| t_s)
+    let (_, last) = limits().next_back()?;
+    limits().find(|(_, limit)| (limit - last).abs() <= 0.1 * last).map(|(t_s, _)| t_s)
 }
 
 /// The mean and half the width of its 95 % interval, by Student.

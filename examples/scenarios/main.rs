@@ -43,7 +43,7 @@ struct Args {
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
 
-    /// Which seeds: those for tuning, or those for reporting, which nothing was tuned on.
+    /// Which seeds: those for tuning, those for reporting, which nothing was tuned on, or a dozen others.
     #[arg(long, value_enum, default_value_t = Seeds::Report)]
     seeds: Seeds,
 
@@ -51,7 +51,7 @@ struct Args {
     #[arg(long, value_name = "NAME,..", value_delimiter = ',', default_values_t = Choice::RIVALS)]
     controllers: Vec<Choice>,
 
-    /// Print every move of the targets with its reason, but for the fixed sizes.
+    /// Print every move of the limits with its reason, but for the fixed sizes.
     #[arg(long)]
     moves: bool,
 
@@ -68,13 +68,16 @@ struct Args {
 enum Seeds {
     Train,
     Report,
+    /// A dozen others, to tell a better law from a luckier one.
+    Dozen,
 }
 
 impl Seeds {
-    fn numbers(self) -> [u64; 3] {
+    fn numbers(self) -> std::ops::RangeInclusive<u64> {
         match self {
-            Self::Train => [1, 2, 3],
-            Self::Report => [101, 102, 103],
+            Self::Train => 1..=3,
+            Self::Report => 101..=103,
+            Self::Dozen => 201..=212,
         }
     }
 }

@@ -31,18 +31,12 @@ impl Choice {
     pub const RIVALS: [Self; 5] =
         [Self::Adaptive, Self::QueueDepth, Self::Aimd, Self::Vegas, Self::Gradient2];
 
-    pub fn bounds(self, scenario: &Scenario) -> (usize, usize) {
-        match self {
-            Self::Static(size) => (size, size),
-            _ => (scenario.min_size, scenario.max_size),
-        }
-    }
-
     /// Puts the controller in.
     pub fn over(self, builder: Builder<Database>, scenario: &Scenario) -> Builder<Database> {
         let first = scenario.min_size as f64;
         match self {
-            Self::Adaptive | Self::Static(_) => builder,
+            Self::Adaptive => builder,
+            Self::Static(size) => builder.fixed_size(size),
             Self::QueueDepth => builder.controller(QueueDepth::default()),
             Self::Aimd => builder.controller(Limits { limit: first, rule: Aimd }),
             Self::Vegas => builder.controller(Limits { limit: first, rule: Vegas::default() }),
@@ -105,9 +99,9 @@ impl<R: Rule> Controller for Limits<R> {
         {
             let seen = Seen { rtt: use_time.as_secs_f64(), in_flight: sample.peak_in_use as f64, dropped };
             let next = self.rule.next(self.limit, &seen);
-            self.limit = next.clamp(sample.min_size as f64, sample.max_size as f64);
+            self.limit = next.clamp(sample.min_limit as f64, sample.max_size as f64);
         }
-        Decision { target: self.limit as usize, reason: Reason::Custom("limiter") }
+        Decision { limit: self.limit as usize, reason: Reason::Custom("limiter") }
     }
 }
 

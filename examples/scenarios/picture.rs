@@ -1,4 +1,4 @@
-//! One scenario as a picture: what was sent and served, the target and what is used, and the queue, over one time axis.
+//! One scenario as a picture: what was sent and served, the limit and what is used, and the queue, over one time axis.
 
 #[path = "../load_test/picture/panel.rs"]
 mod panel;
@@ -51,7 +51,7 @@ pub fn draw(path: &Path, scenario: &Scenario, runs: &[Run]) -> Result<(), Error>
     let panel = |y, high| Panel { canvas: &canvas, seconds: scenario.seconds(), y, low: 0.0, high };
     draw_head(&canvas, scenario, best)?;
     draw_goodput(&panel(GOODPUT, most(&lines, |bin| f64::from(bin.offered) / BIN_S)), scenario, &lines)?;
-    draw_connections(&panel(CONNECTIONS, most(&lines, |bin| bin.target.max(bin.size))), scenario, &lines)?;
+    draw_connections(&panel(CONNECTIONS, most(&lines, |bin| bin.limit.max(bin.size))), scenario, &lines)?;
     let queue = panel(QUEUE, most(&lines, |bin| bin.queue_depth).max(4.0));
     shade_steps(&queue, scenario)?;
     queue.frame("requests that wait for a connection", &ticks(queue.high, ""))?;
@@ -90,19 +90,19 @@ fn draw_connections(panel: &Panel<'_, '_>, scenario: &Scenario, lines: &[Line<'_
         panel.area(&points(line.run, |bin| bin.in_use), USE)?;
     }
     panel.frame(
-        "target: connections wanted, the best fixed size (dashed), and connections in use (light blue)",
+        "limit: connections wanted, the best fixed size (dashed), and connections in use (light blue)",
         &ticks(panel.high, ""),
     )?;
     let mut labels = Vec::new();
     for line in lines {
-        let target = some(points(line.run, |bin| bin.target));
+        let limit = some(points(line.run, |bin| bin.limit));
         if line.color == BEST {
-            panel.dashed(&target, style(line))?;
+            panel.dashed(&limit, style(line))?;
         } else {
-            panel.curve(&target, style(line))?;
+            panel.curve(&limit, style(line))?;
         }
         labels
-            .extend(line.run.bins.last().map(|bin| (panel.y_at(bin.target), line.name.as_str(), line.color)));
+            .extend(line.run.bins.last().map(|bin| (panel.y_at(bin.limit), line.name.as_str(), line.color)));
     }
     panel.labels(PLOT_X.end + 10, labels)
 }

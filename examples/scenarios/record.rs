@@ -11,7 +11,7 @@ use crate::scenario::Scenario;
 
 /// The width of a bin.
 pub const BIN_S: f64 = 0.1;
-/// A smaller move of the target is no move.
+/// A smaller move of the limit is no move.
 const LARGE: f64 = 0.15;
 
 /// A tenth of a second. Requests are counted where they were first sent, so that two runs compare the same ones; sizes
@@ -22,7 +22,7 @@ pub struct Bin {
     pub in_time: u32,
     pub shed: u32,
     pub timed_out: u32,
-    pub target: f64,
+    pub limit: f64,
     pub in_use: f64,
     pub queue_depth: f64,
     pub size: f64,
@@ -38,7 +38,7 @@ pub struct Run {
     pub goodput: u64,
     pub p99_ms: Option<f64>,
     pub connection_seconds: f64,
-    /// Reversals of the target by 15 % or more, probes apart; of the instance with the most.
+    /// Reversals of the limit by 15 % or more, probes apart; of the instance with the most.
     pub reversals: u32,
     pub turns: u32,
     pub probes: u32,
@@ -47,7 +47,7 @@ pub struct Run {
     pub moves: Vec<Move>,
 }
 
-/// The target of one instance changed.
+/// The limit of one instance changed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Move {
     pub at: Duration,
@@ -117,25 +117,25 @@ impl Record {
         self.looks[index] += 1;
         for (number, snapshot) in snapshots.enumerate() {
             if number == self.instances.len() {
-                self.instances.push(Trail::new(snapshot.target));
+                self.instances.push(Trail::new(snapshot.limit));
             }
             let trail = &mut self.instances[number];
             let reason = snapshot.last_decision.reason;
-            if snapshot.target != trail.target {
+            if snapshot.limit != trail.limit {
                 let queue_depth = snapshot.queue_depth;
-                let (from, to) = (trail.target, snapshot.target);
+                let (from, to) = (trail.limit, snapshot.limit);
                 self.moves.push(Move { at: now, instance: number, from, to, queue_depth, reason });
-                trail.see(snapshot.target, reason.code());
+                trail.see(snapshot.limit, reason.code());
                 if now.as_secs_f64() < self.settled_s {
                     (trail.reversals, trail.turns) = (0, 0);
                 }
             }
-            // A probe lasts until the law says something else: when it is kept, the target does not move.
+            // A probe lasts until the law says something else: when it is kept, the limit does not move.
             trail.probing &= reason.code().starts_with("probe");
             self.instance_looks += 1;
             self.probing_looks += u64::from(trail.probing);
             let bin = &mut self.bins[index];
-            bin.target += snapshot.target as f64;
+            bin.limit += snapshot.limit as f64;
             bin.in_use += snapshot.in_use as f64;
             bin.queue_depth += snapshot.queue_depth as f64;
             bin.size += snapshot.size as f64;
@@ -146,7 +146,7 @@ impl Record {
     pub fn finish(mut self, choice: Choice, seed: u64) -> Run {
         for (bin, looks) in self.bins.iter_mut().zip(&self.looks) {
             let looks = f64::from((*looks).max(1));
-            for mean in [&mut bin.target, &mut bin.in_use, &mut bin.queue_depth, &mut bin.size] {
+            for mean in [&mut bin.limit, &mut bin.in_use, &mut bin.queue_depth, &mut bin.size] {
                 *mean /= looks;
             }
         }
@@ -168,9 +168,9 @@ impl Record {
     }
 }
 
-/// How one instance's target went to and fro.
+/// How one instance's limit went to and fro.
 struct Trail {
-    target: usize,
+    limit: usize,
     probing: bool,
     probes: u32,
     /// Moves of 15 % or more against the one before, probes apart.
@@ -184,23 +184,23 @@ struct Trail {
 }
 
 impl Trail {
-    fn new(target: usize) -> Self {
-        let (lowest, highest) = (target as f64, target as f64);
+    fn new(limit: usize) -> Self {
+        let (lowest, highest) = (limit as f64, limit as f64);
         let (probing, probes, reversals, turns) = (false, 0, 0, 0);
-        Self { target, probing, probes, reversals, moved_up: None, turns, rising: None, lowest, highest }
+        Self { limit, probing, probes, reversals, moved_up: None, turns, rising: None, lowest, highest }
     }
 
-    fn see(&mut self, target: usize, code: &str) {
-        let from = std::mem::replace(&mut self.target, target);
+    fn see(&mut self, limit: usize, code: &str) {
+        let from = std::mem::replace(&mut self.limit, limit);
         let ends_a_probe = std::mem::replace(&mut self.probing, code.starts_with("probe"));
         if self.probing {
             self.probes += 1;
             return;
         }
         if !ends_a_probe {
-            self.moved(target as f64 / from.max(1) as f64);
+            self.moved(limit as f64 / from.max(1) as f64);
         }
-        self.went(target as f64);
+        self.went(limit as f64);
     }
 
     fn moved(&mut self, ratio: f64) {
@@ -229,10 +229,10 @@ mod tests {
     use super::*;
 
     /// Reversals, and turns.
-    fn to_and_fro(targets: &[usize]) -> (u32, u32) {
-        let mut trail = Trail::new(targets[0]);
-        for &target in targets {
-            trail.see(target, "test");
+    fn to_and_fro(limits: &[usize]) -> (u32, u32) {
+        let mut trail = Trail::new(limits[0]);
+        for &limit in limits {
+            trail.see(limit, "test");
         }
         (trail.reversals, trail.turns)
     }
@@ -255,9 +255,8 @@ mod tests {
     #[test]
     fn probes_are_counted_apart() {
         let mut trail = Trail::new(10);
-        for (target, code) in [(20, "grow"), (15, "probe"), (20, "trial_ended"), (15, "probe"), (20, "grow")]
-        {
-            trail.see(target, code);
+        for (limit, code) in [(20, "grow"), (15, "probe"), (20, "trial_ended"), (15, "probe"), (20, "grow")] {
+            trail.see(limit, code);
         }
         assert_eq!((trail.reversals, trail.turns, trail.probes), (0, 0, 2));
     }

@@ -163,10 +163,9 @@ impl<'a> World<'a> {
         while self.instances.len() < count {
             let number = self.instances.len() as u64;
             let scenario = self.scenario;
-            let (min_size, max_size) = self.choice.bounds(scenario);
             let builder = AdaptivePool::builder(self.database.clone())
-                .min_size(min_size)
-                .max_size(max_size)
+                .min_size(scenario.min_size)
+                .max_size(scenario.max_size)
                 .soft_cap(scenario.soft_cap)
                 .hard_cap(scenario.hard_cap)
                 .acquire_timeout(scenario.deadline())

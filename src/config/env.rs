@@ -15,6 +15,8 @@ impl<K> Builder<K> {
     /// | `POOL_NAME` | `name` |
     /// | `POOL_BASE_MAX` | `min_size` |
     /// | `POOL_HARD_MAX` | `max_size` |
+    /// | `POOL_MIN_LIMIT` | `min_limit` |
+    /// | `POOL_BASE_LIMIT` | `base_limit` |
     /// | `POOL_SOFT_CAP` | `soft_cap` |
     /// | `POOL_QUEUE_THRESHOLD` | `hard_cap`: waiters past which 503s begin |
     /// | `POOL_ACQUIRE_TIMEOUT_MS` | `acquire_timeout` |
@@ -46,6 +48,11 @@ impl<K> Builder<K> {
         vars.read("POOL_NAME", "a name", &mut settings.name);
         vars.read("POOL_BASE_MAX", "a number of connections", &mut settings.min_size);
         vars.read("POOL_HARD_MAX", "a number of connections", &mut settings.max_size);
+        vars.read("POOL_MIN_LIMIT", "a number of connections", &mut settings.min_limit);
+        let mut base_limit = 0;
+        if vars.read("POOL_BASE_LIMIT", "a number of connections", &mut base_limit) {
+            settings.base_limit = Some(base_limit);
+        }
         vars.read("POOL_QUEUE_THRESHOLD", "a number of waiters", &mut settings.hard_cap);
         let mut soft_cap = settings.soft_cap();
         if vars.read("POOL_SOFT_CAP", "a number of waiters", &mut soft_cap) {

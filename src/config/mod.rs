@@ -40,6 +40,8 @@ pub struct LimitOnly {}
 
 pub(crate) struct Settings {
     pub name: String,
+    pub min_limit: usize,
+    pub base_limit: Option<usize>,
     pub min_size: usize,
     pub max_size: usize,
     pub soft_cap: Option<usize>,
@@ -60,10 +62,18 @@ pub(crate) struct Settings {
     pub observers: Vec<Arc<dyn Observer>>,
 }
 
+/// `base_limit` by default: of what is open, as many as a database bears without being asked.
+pub(crate) fn usual_base_limit(min_size: usize) -> usize {
+    min_size.min(10)
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
             name: "default".into(),
+            // What evidence says, and at least one: fewer serve nobody.
+            min_limit: 1,
+            base_limit: None,
             // Enough that an ordinary load finds connections open, few enough that ten instances fit in one server.
             min_size: 10,
             // Half of PostgreSQL's default max_connections (100): two instances, or one and its neighbours.
@@ -104,11 +114,19 @@ impl Settings {
         self.soft_cap.unwrap_or(self.hard_cap / 2)
     }
 
+    /// A database that bears more is asked for it within a few ticks. In a dry run the limit stays: there it is the size of
+    /// the static pool that is looked at.
+    pub fn base_limit(&self) -> usize {
+        let usual = if self.dry_run { self.min_size } else { usual_base_limit(self.min_size) };
+        self.base_limit.unwrap_or(usual.min(self.max_size).max(self.min_limit))
+    }
+
     pub fn bounds(&self) -> Bounds {
-        let Self { min_size, max_size, check_after, .. } = *self;
+        let Self { min_limit, min_size, max_size, check_after, .. } = *self;
+        let base_limit = self.base_limit();
         // In a dry run nobody is refused; the gate still knows the cap, and tells what it would have done.
         let hard_cap = if self.dry_run { usize::MAX } else { self.hard_cap };
-        Bounds { min_size, max_size, hard_cap, check_after }
+        Bounds { min_limit, base_limit, min_size, max_size, hard_cap, check_after }
     }
 
     pub fn seed(&self) -> u64 {
@@ -117,6 +135,7 @@ impl Settings {
 
     fn problems(&self) -> Vec<Problem> {
         let mut problems = size_problems(self.min_size, self.max_size);
+        problems.extend(limit_problems(self.min_limit, self.base_limit(), self.max_size));
         problems.extend(cap_problems(self.soft_cap(), self.hard_cap));
         if self.name.is_empty() {
             problems.push(Problem::new("name", "\"\"", "must not be empty: it names the pool in telemetry"));
@@ -157,6 +176,23 @@ pub(crate) fn size_problems(min_size: usize, max_size: usize) -> Vec<Problem> {
     problems
 }
 
+pub(crate) fn limit_problems(min_limit: usize, base_limit: usize, max_size: usize) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    if min_limit == 0 {
+        problems.push(Problem::new("min_limit", 0, "must be at least 1 connection in use"));
+    }
+    if max_size == 0 {
+        // Said already, of max_size.
+    } else if min_limit > max_size {
+        problems.push(Problem::new("min_limit", min_limit, format!("is over max_size ({max_size})")));
+    } else if min_limit > base_limit {
+        problems.push(Problem::new("min_limit", min_limit, format!("is over base_limit ({base_limit})")));
+    } else if base_limit > max_size {
+        problems.push(Problem::new("base_limit", base_limit, format!("is over max_size ({max_size})")));
+    }
+    problems
+}
+
 pub(crate) fn cap_problems(soft_cap: usize, hard_cap: usize) -> Vec<Problem> {
     let mut problems = Vec::new();
     if hard_cap == 0 {
@@ -174,7 +210,7 @@ pub(crate) fn share_problem(share: f64) -> Option<Problem> {
         .then(|| Problem::new("share", share, "must be over 0 and at most 1: 0.25 for one instance of four"))
 }
 
-/// The law that decides the size: made from a [`PaidGrowth`], a [`QueueDepth`], or a [`Controller`] of one's own.
+/// The law that moves the limit: made from a [`PaidGrowth`], a [`QueueDepth`], or a [`Controller`] of one's own.
 pub struct ControllerChoice(Choice);
 
 enum Choice {
@@ -232,7 +268,33 @@ impl<K> Builder<K> {
         self
     }
 
+    /// The least the limit may fall to, in connections in use at once: only evidence that fewer do as much takes it there.
+    /// Default 1.
+    ///
+    /// With `min_limit` at `max_size` the limit is fixed, and this is a static pool with our queue in front:
+    /// [`fixed_size`](Self::fixed_size).
+    pub fn min_limit(mut self, connections: usize) -> Self {
+        self.settings.min_limit = connections;
+        self
+    }
+
+    /// The limit while there is no load, in connections in use at once; from there it rises as soon as requests wait and more
+    /// connections pay, and lack of load takes it back there. Default `min_size`, but at most 10.
+    pub fn base_limit(mut self, connections: usize) -> Self {
+        self.settings.base_limit = Some(connections);
+        self
+    }
+
+    /// A static pool: so many connections, all of them open and all of them in use when there is work for them. Short for
+    /// `min_size`, `max_size` and `min_limit` of this number.
+    pub fn fixed_size(self, connections: usize) -> Self {
+        self.min_size(connections).max_size(connections).min_limit(connections)
+    }
+
     /// Connections kept open whatever the load. Default 10.
+    ///
+    /// With `min_size` at `max_size` all connections are warm: how many are in use at once is still the controller's choice,
+    /// and no move of it costs a dial.
     pub fn min_size(mut self, connections: usize) -> Self {
         self.settings.min_size = connections;
         self
@@ -269,7 +331,7 @@ impl<K> Builder<K> {
         self
     }
 
-    /// The law that decides the size. Default [`PaidGrowth`].
+    /// The law that moves the limit. Default [`PaidGrowth`].
     pub fn controller(mut self, controller: impl Into<ControllerChoice>) -> Self {
         self.settings.controller = controller.into();
         self
@@ -283,8 +345,8 @@ impl<K> Builder<K> {
         self
     }
 
-    /// Looks and touches nothing: the size stays at `min_size`, nobody is refused, and the
-    /// [`Snapshot`](crate::Snapshot) tells what would have been done. Default false.
+    /// Looks and touches nothing: the limit stays at `base_limit` (by default `min_size` here, however large), nobody is
+    /// refused, and the [`Snapshot`](crate::Snapshot) tells what would have been done. Default false.
     ///
     /// Give it the size of your static pool as `min_size`. The controller is asked each tick, with a lower bound of 1:
     /// [`Snapshot::last_decision`](crate::Snapshot::last_decision) is the way it would go and why, though evidence from
@@ -345,7 +407,8 @@ impl<B: Backend> Builder<B> {
         self
     }
 
-    /// How long a connection over `min_size` may be idle before it is closed. Default 30 s.
+    /// How long a connection may be free before it is closed, while more than `min_size` are open and the limit does not ask
+    /// for it; the longest free go first. Default 30 s. [`Duration::MAX`] is never.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.settings.idle_timeout = timeout;
         self

@@ -11,8 +11,8 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::Gate;
 use super::driver::TICK;
 use super::permits::{Entry, Leave};
-use super::queue::{Answer, Key};
-use super::slots::{Slots, Times};
+use super::queue::{Answer, Grant, Key, Times};
+use super::slots::Slots;
 use crate::error::{AcquireError, AcquireTimeout, SharedError, ShedReason};
 use crate::observe::{Event, ShedBy};
 use crate::terms::{Class, Terms, after};
@@ -77,13 +77,6 @@ enum Stage<'a, T> {
     Entered(Entry<T>),
     Waiting(Wait<'a, T>),
     Ended,
-}
-
-/// What an acquire was given.
-pub(crate) struct Grant<T> {
-    pub item: T,
-    /// It was idle for so long that it may have died unheard.
-    pub unproven: bool,
 }
 
 /// Why an acquire was given nothing.
@@ -174,8 +167,7 @@ impl<T> Future for Acquiring<'_, T> {
             Stage::Ended => Some(Entry::Closed),
         };
         match entry {
-            Some(Entry::Granted(item)) => return Poll::Ready(Ok(Grant { item, unproven: false })),
-            Some(Entry::Unproven(item)) => return Poll::Ready(Ok(Grant { item, unproven: true })),
+            Some(Entry::Granted(grant)) => return Poll::Ready(Ok(grant)),
             Some(Entry::Full(depth)) => return Poll::Ready(Err(Denied::Full(depth))),
             Some(Entry::Failed(error)) => return Poll::Ready(Err(Denied::Failed(error))),
             Some(Entry::TimedOut) => return Poll::Ready(Err(Denied::TimedOut)),
@@ -198,7 +190,7 @@ impl<T> Future for Acquiring<'_, T> {
         };
         this.stage = Stage::Ended;
         Poll::Ready(match answer {
-            Answer::Granted(item) => Ok(Grant { item, unproven: false }),
+            Answer::Granted(grant) => Ok(grant),
             Answer::PushedOut => Err(Denied::Full(this.slots.published.occupancy().queue_depth)),
             Answer::Failed(error) => Err(Denied::Failed(error)),
             Answer::Closed => Err(Denied::Closed),
@@ -219,6 +211,9 @@ pub(crate) fn timed_out<T>(
         waited: span.started.elapsed(),
         in_use: counts.in_use,
         size: counts.places,
+        limit: counts.limit,
+        max_size: counts.max_size,
+        not_growing: (counts.limit < counts.max_size).then(|| gate.last_reason()),
         queue_depth: counts.queue_depth,
         by_request: span.by_request,
         oldest_hold: gate.holds().oldest(),

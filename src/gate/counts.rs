@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::ledger::Acquires;
+use crate::config::usual_base_limit;
 use crate::law::admit::Occupancy;
 use crate::terms::{CLASSES, Class};
 
@@ -60,6 +61,10 @@ impl Published {
 /// The bounds that may change at run time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bounds {
+    /// Connections in use at once, at least and while there is no load.
+    pub min_limit: usize,
+    pub base_limit: usize,
+    /// Connections open, at least and at most.
     pub min_size: usize,
     pub max_size: usize,
     pub hard_cap: usize,
@@ -72,11 +77,18 @@ pub(crate) struct Bounds {
 pub(crate) struct Counts {
     pub in_use: usize,
     pub peak_in_use: usize,
+    /// Free, and may be used at once.
     pub idle: usize,
+    /// Free, and over the limit.
+    pub reserve: usize,
     pub opening: usize,
     pub places: usize,
-    pub target: usize,
+    pub limit: usize,
     pub queue_depth: usize,
+    /// Somebody has waited for long.
+    pub impatient: bool,
+    pub min_limit: usize,
+    pub base_limit: usize,
     pub min_size: usize,
     pub max_size: usize,
     pub hard_cap: usize,
@@ -88,9 +100,31 @@ pub(crate) struct Counts {
     pub entered: [u64; CLASSES],
 }
 
+impl Bounds {
+    /// With other bounds of the size: a `base_limit` that was the usual one for the old ones is so for the new ones, and both
+    /// limits are lowered to `max_size`.
+    pub fn with_size(self, min_size: usize, max_size: usize) -> Self {
+        let min_limit = self.min_limit.min(max_size);
+        let is_usual = self.base_limit == usual_base_limit(self.min_size);
+        let base_limit = if is_usual { usual_base_limit(min_size) } else { self.base_limit };
+        let base_limit = base_limit.min(max_size).max(min_limit);
+        Self { min_limit, base_limit, min_size, max_size, ..self }
+    }
+}
+
 impl Counts {
     /// Places that neither a permit nor a dial stands for: connections whose server side has not gone yet.
     pub fn closing(&self) -> usize {
-        self.places.saturating_sub(self.in_use + self.idle + self.opening)
+        self.places.saturating_sub(self.open() + self.opening)
+    }
+
+    /// Connections that are there, in use or free.
+    pub fn open(&self) -> usize {
+        self.in_use + self.idle + self.reserve
+    }
+
+    /// How many of them may be in use at once.
+    pub fn capacity(&self) -> usize {
+        self.open().min(self.limit)
     }
 }

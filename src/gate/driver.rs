@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use super::counts::Counts;
 use super::load::Load;
@@ -16,27 +16,19 @@ use crate::observe::Event;
 /// Between two samples: several of them in one cooldown, and well under any wait a person would notice.
 pub(super) const TICK: Duration = Duration::from_millis(10);
 
-/// Runs until the plant is gone. Parked while nothing is held or awaited and the size is `min_size`: a pool at rest
-/// costs no CPU, but for a look at the age of its connections now and then.
-async fn drive(
-    gate: Gate,
-    plant: Weak<dyn Plant>,
-    mut controller: Box<dyn Controller>,
-    idle_timeout: Option<Duration>,
-) {
-    let Some(sweep_every) = plant.upgrade().map(|plant| plant.sweep_every()) else { return };
+/// Runs until the plant is gone. Parked while nothing is held or awaited and the limit is `base_limit`: a pool at rest costs
+/// no CPU, but to close what has been free for too long, and for a look at the age of its connections now and then.
+async fn drive(gate: Gate, plant: Weak<dyn Plant>, mut controller: Box<dyn Controller>, mut upkeep: Upkeep) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last = Last::default();
-    let mut last_sweep = Instant::now();
     loop {
-        match wait(&plant, &last, sweep_every).await {
+        match wait(&plant, &last, upkeep.due()).await {
             Wake::Gone => return,
-            Wake::Sweep => {
-                if let Some(plant) = plant.upgrade() {
-                    guarded(|| plant.sweep());
-                }
-                last_sweep = Instant::now();
+            Wake::Upkeep => {
+                let Some(plant) = plant.upgrade() else { return };
+                upkeep.keep(&gate, &*plant);
+                guarded(|| gate.publish_snapshot());
                 continue;
             }
             Wake::Busy => ticks.reset(),
@@ -57,14 +49,47 @@ async fn drive(
             let Some(plant) = plant.upgrade() else { return };
             // Each by itself: the drop of a connection that one of them closes may panic, and wakers may.
             guarded(|| tick(&gate, &*plant, &mut *controller, &mut last));
-            if let Some(cutoff) = idle_timeout.and_then(|t| Instant::now().checked_sub(t)) {
-                guarded(|| close_idle(&gate, &*plant, cutoff));
-            }
-            if sweep_every.is_some_and(|every| last_sweep.elapsed() >= every) {
-                last_sweep = Instant::now();
-                guarded(|| plant.sweep());
-            }
+            upkeep.keep(&gate, &*plant);
             guarded(|| gate.publish_snapshot());
+        }
+    }
+}
+
+/// What is closed for its age: what has been free for `idle_timeout`, and what has lived for `max_lifetime`.
+struct Upkeep {
+    idle_timeout: Option<Duration>,
+    sweep_every: Option<Duration>,
+    next_idle: Option<Instant>,
+    last_sweep: Instant,
+}
+
+impl Upkeep {
+    fn new(idle_timeout: Option<Duration>, sweep_every: Option<Duration>) -> Self {
+        Self { idle_timeout, sweep_every, next_idle: None, last_sweep: Instant::now() }
+    }
+
+    /// When there is something to do next, though nothing happens.
+    fn due(&self) -> Option<Instant> {
+        let sweep = self.sweep_every.and_then(|every| self.last_sweep.checked_add(every));
+        [sweep, self.next_idle].into_iter().flatten().min()
+    }
+
+    fn keep(&mut self, gate: &Gate, plant: &dyn Plant) {
+        let now = Instant::now();
+        if let Some(timeout) = self.idle_timeout {
+            let cutoff = now.checked_sub(timeout).map(Instant::into_std);
+            self.next_idle = guarded(|| {
+                let (closed, next) = plant.close_idle_since(cutoff);
+                if closed > 0 {
+                    gate.observe(|| Event::IdleClosed { closed });
+                }
+                next.and_then(|since| Instant::from_std(since).checked_add(timeout))
+            })
+            .flatten();
+        }
+        if self.sweep_every.is_some_and(|every| now.saturating_duration_since(self.last_sweep) >= every) {
+            self.last_sweep = now;
+            guarded(|| plant.sweep());
         }
     }
 }
@@ -84,19 +109,19 @@ struct Last {
 /// Why the driver does not rest any more.
 enum Wake {
     Busy,
-    Sweep,
+    Upkeep,
     Gone,
 }
 
-/// Rests until there is something to control, or it is time to sweep.
-async fn wait(plant: &Weak<dyn Plant>, last: &Last, sweep_every: Option<Duration>) -> Wake {
+/// Rests until there is something to control, or something to close.
+async fn wait(plant: &Weak<dyn Plant>, last: &Last, due: Option<Instant>) -> Wake {
     let busy = poll_fn(|cx| match plant.upgrade() {
         None => Poll::Ready(Wake::Gone),
         Some(plant) => plant.poll_busy(last.counts.acquires.started, cx.waker()).map(|()| Wake::Busy),
     });
-    match sweep_every {
+    match due {
         None => busy.await,
-        Some(every) => timeout(every, busy).await.unwrap_or(Wake::Sweep),
+        Some(due) => timeout_at(due, busy).await.unwrap_or(Wake::Upkeep),
     }
 }
 
@@ -109,14 +134,21 @@ fn tick(gate: &Gate, plant: &dyn Plant, controller: &mut dyn Controller, last: &
     let counts = plant.sample(now.into_std());
     let (dial_failures, failures) = (gate.dial_failures(), counts.failures.wrapping_add(gate.failed_uses()));
     let shed = gate.inner.admissions.read().shed;
+    let (min_limit, base_limit) = match gate.is_dry_run() {
+        true => (1, 1), // the way down is looked at too
+        false => (counts.min_limit, counts.base_limit),
+    };
     let sample = Sample {
         queue_depth: counts.queue_depth,
+        impatient: counts.impatient,
         in_use: counts.in_use,
         peak_in_use: counts.peak_in_use,
         idle: counts.idle,
+        reserve: counts.reserve,
         opening: counts.opening,
-        target: counts.target,
-        min_size: if gate.is_dry_run() { 1 } else { counts.min_size }, // shrinking is looked at too
+        limit: counts.limit,
+        min_limit,
+        base_limit,
         max_size: counts.max_size,
         hard_cap: counts.hard_cap,
         arrivals: counts.acquires.started.wrapping_sub(last.counts.acquires.started),
@@ -132,38 +164,22 @@ fn tick(gate: &Gate, plant: &dyn Plant, controller: &mut dyn Controller, last: &
     last.load.sample(&counts, shed, elapsed, &gate.inner.advice);
     let now = now.into_std();
     let quiet = sample.arrivals == 0 && sample.in_use == 0 && sample.queue_depth == 0;
-    last.at_rest = quiet && counts.target == counts.min_size;
+    last.at_rest = quiet && counts.limit == counts.base_limit;
     (last.counts, last.dial_failures, last.failures, last.shed) = (counts, dial_failures, failures, shed);
 
     // A law of the user's own that panics must not stop the loop for ever: the next tick asks it again.
-    let kept = Decision { target: counts.target, reason: Reason::ControllerPanicked };
+    let kept = Decision { limit: counts.limit, reason: Reason::ControllerPanicked };
     let mut decision = guarded(|| controller.on_sample(now, &sample)).unwrap_or(kept);
-    decision.target = decision.target.clamp(sample.min_size, counts.max_size);
-    if gate.only_noted(counts.target, decision) {
+    decision.limit = decision.limit.clamp(sample.min_limit, counts.max_size);
+    if gate.only_noted(counts.limit, decision) {
         return;
     }
-    if decision.reason != Reason::Steady {
+    if decision.limit != counts.limit {
+        plant.set_limit(decision.limit);
+        gate.limit_changed(counts.limit, decision);
+    } else if decision.reason != Reason::Steady {
         gate.decided(decision);
     }
-    if decision.target != counts.target {
-        plant.set_target(decision.target);
-        resized(gate, counts.target, decision);
-    }
-}
-
-fn close_idle(gate: &Gate, plant: &dyn Plant, cutoff: Instant) {
-    let before = plant.counts().target;
-    let closed = plant.close_idle_since(cutoff.into_std());
-    if closed > 0 {
-        let target = plant.counts().target;
-        let decision = Decision { target, reason: Reason::IdleTimeout { closed } };
-        gate.decided(decision);
-        resized(gate, before, decision);
-    }
-}
-
-fn resized(gate: &Gate, from: usize, decision: Decision) {
-    gate.observe(|| Event::Resized { from, to: decision.target, reason: decision.reason });
 }
 
 /// Starts the driver of a plant.
@@ -174,10 +190,11 @@ pub(crate) fn start(
     controller: Box<dyn Controller>,
     idle_timeout: Option<Duration>,
 ) {
+    let upkeep = Upkeep::new(idle_timeout, plant.sweep_every());
     let plant: Weak<dyn Plant> = Arc::downgrade(plant) as _;
     gate.control(plant.clone());
     let driven = Driven::new(plant.clone());
-    let drive = drive(gate.clone(), plant, controller, idle_timeout);
+    let drive = drive(gate.clone(), plant, controller, upkeep);
     runtime.spawn(async move {
         let _driven = driven;
         drive.await;

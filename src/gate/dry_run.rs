@@ -18,11 +18,11 @@ pub struct DryRun {
     pub would_admit: u64,
     /// Requests the layer would have refused, and let in.
     pub would_shed: u64,
-    /// Ticks (10 ms) at which the controller would have grown the pool.
+    /// Ticks (10 ms) at which the controller would have raised the limit.
     pub would_grow: u64,
-    /// Ticks at which it would have left the size as it is.
+    /// Ticks at which it would have left it.
     pub would_stay: u64,
-    /// Ticks at which it would have shrunk the pool.
+    /// Ticks at which it would have lowered it.
     pub would_shrink: u64,
 }
 
@@ -71,7 +71,7 @@ impl Gate {
         None
     }
 
-    pub(super) fn is_dry_run(&self) -> bool {
+    pub(crate) fn is_dry_run(&self) -> bool {
         self.inner.dry_run.is_some()
     }
 
@@ -79,7 +79,7 @@ impl Gate {
     /// than the one before.
     pub(super) fn only_noted(&self, from: usize, decision: Decision) -> bool {
         let Some(ledger) = &self.inner.dry_run else { return false };
-        let Decision { target: to, reason } = decision;
+        let Decision { limit: to, reason } = decision;
         let way = match to.cmp(&from) {
             Ordering::Greater => &ledger.grow,
             Ordering::Equal => &ledger.stay,
@@ -90,8 +90,8 @@ impl Gate {
             let last = &self.inner.last_decision;
             let before =
                 std::mem::replace(&mut *last.lock().unwrap_or_else(PoisonError::into_inner), decision);
-            if to != from && to != before.target {
-                self.observe(|| Event::WouldResize { from, to, reason });
+            if to != from && to != before.limit {
+                self.observe(|| Event::WouldChangeLimit { from, to, reason });
             }
         }
         true

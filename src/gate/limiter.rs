@@ -14,7 +14,7 @@ use super::acquire::Acquiring;
 use super::counts::{Bounds, Counts};
 use super::drain::drain;
 use super::holds::{At, Holder};
-use super::permits::Entry;
+use super::permits::{Entry, Keeps};
 use super::slots::Slots;
 use super::{Gate, Plant, driver};
 use crate::backend::{Place, PlaceOwner};
@@ -132,7 +132,7 @@ impl Limiter {
     pub fn try_acquire(&self) -> Result<Permit, AcquireError> {
         let (Inner { gate, slots, .. }, at) = (&*self.inner, Location::caller());
         match slots.try_enter(|| gate.holds().clock.look().into_std()) {
-            Entry::Granted(place) | Entry::Unproven(place) => Ok(self.permit(place, at)),
+            Entry::Granted(grant) => Ok(self.permit(grant.item, at)),
             Entry::Full(depth) => Err(AcquireError::Shed(gate.shed(
                 ShedReason::NoneIdle,
                 depth,
@@ -164,7 +164,7 @@ impl Limiter {
 
     pub(crate) fn start(builder: Builder<LimitOnly>) -> Result<Self, ConfigError> {
         let (settings, _, runtime) = builder.checked()?;
-        let slots = Slots::new(settings.bounds());
+        let slots = Slots::new(settings.bounds(), Keeps::Nothing);
         let gate = Gate::new(&settings, slots.published.clone());
         let inner = Arc::new_cyclic(|this| Inner {
             gate: gate.clone(),
@@ -217,7 +217,7 @@ impl Drop for Permit {
 }
 
 impl Inner {
-    /// Permits cost nothing to make: the target comes true at once.
+    /// Permits cost nothing to make: there are always as many as the limit says, and none in reserve.
     fn fill(&self) {
         while self.slots.begin_open() {
             let place = Limited { _place: Place::new(self.this.clone()), holder: self.gate.holds().join() };
@@ -259,17 +259,17 @@ impl Plant for Inner {
         self.slots.set_driven(driven);
     }
 
-    fn set_target(&self, target: usize) {
-        self.slots.set_target(target);
+    fn set_limit(&self, limit: usize) {
+        self.slots.set_limit(limit, Clock::now().into_std());
         self.fill();
     }
 
     fn set_bounds(&self, bounds: Bounds) {
-        self.slots.set_bounds(bounds);
+        self.slots.set_bounds(bounds, Clock::now().into_std());
         self.fill();
     }
 
-    fn close_idle_since(&self, cutoff: Instant) -> usize {
+    fn close_idle_since(&self, cutoff: Option<Instant>) -> (usize, Option<Instant>) {
         self.slots.close_idle_since(cutoff)
     }
 

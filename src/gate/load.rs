@@ -134,7 +134,7 @@ impl Load {
         self.refused.add(refused(counts) - refused(&self.last) + layer_shed - self.last_shed, elapsed);
         (self.last, self.last_shed) = (*counts, layer_shed);
 
-        let serving = (counts.in_use + counts.idle) as f64;
+        let serving = counts.capacity() as f64;
         let capacity =
             counts.use_time.map_or(0.0, |held| serving / held.as_secs_f64().max(f64::MIN_POSITIVE));
         let window = window(self.refused.recent(), capacity, self.demand.per_second());
@@ -180,7 +180,7 @@ mod tests {
         let (mut load, advice) = (Load::default(), Advice::default());
         let tick = Duration::from_millis(10);
         let mut counts =
-            Counts { in_use: 10, use_time: Some(Duration::from_millis(10)), ..Counts::default() };
+            Counts { in_use: 10, limit: 10, use_time: Some(Duration::from_millis(10)), ..Counts::default() };
         for _ in 0..3_000 {
             counts.entered[Class::Critical.line()] += 3;
             counts.entered[Class::Low.line()] += 2;

@@ -13,7 +13,7 @@ pub(crate) mod ledger;
 pub(crate) mod limiter;
 mod load;
 pub(crate) mod permits;
-mod queue;
+pub(crate) mod queue;
 mod resize;
 pub(crate) mod slots;
 mod snapshot;
@@ -31,7 +31,7 @@ use crate::config::{ConfigError, Settings};
 use crate::law::{Decision, Reason};
 use crate::observe::{Event, Observer};
 
-pub(crate) use acquire::{Acquiring, Grant, Span, timed_out};
+pub(crate) use acquire::{Acquiring, Span, timed_out};
 pub(crate) use admission::Attempt;
 pub use admission::Verdict;
 use counts::{Bounds, Counts, Published};
@@ -81,7 +81,7 @@ struct Inner {
     observers: Box<[Arc<dyn Observer>]>,
 }
 
-/// What a gate controls (control theory's word): the slots, with the dials and closes that make a target come true.
+/// What a gate controls (control theory's word): the slots, with the dials and closes that a limit asks for.
 pub(crate) trait Plant: Send + Sync {
     fn counts(&self) -> Counts;
     fn bounds(&self) -> Bounds;
@@ -90,9 +90,10 @@ pub(crate) trait Plant: Send + Sync {
     /// Answers those whose deadline has come, and says when the next one may.
     fn expire(&self, now: Instant) -> Option<Instant>;
     fn set_driven(&self, driven: bool);
-    fn set_target(&self, target: usize);
+    fn set_limit(&self, limit: usize);
     fn set_bounds(&self, bounds: Bounds);
-    fn close_idle_since(&self, cutoff: Instant) -> usize;
+    /// Closes what has been free since before then, and says how many, and since when the next one has been free.
+    fn close_idle_since(&self, cutoff: Option<Instant>) -> (usize, Option<Instant>);
     /// Closes what has lived for too long.
     fn sweep(&self);
     fn sweep_every(&self) -> Option<Duration>;
@@ -101,7 +102,7 @@ pub(crate) trait Plant: Send + Sync {
 
 impl Gate {
     pub(crate) fn new(settings: &Settings, published: Arc<Published>) -> Self {
-        let started = Decision { target: settings.min_size, reason: Reason::Started };
+        let started = Decision { limit: settings.base_limit(), reason: Reason::Started };
         let inner = Inner {
             name: settings.name.as_str().into(),
             acquire_timeout: settings.acquire_timeout,
@@ -176,16 +177,30 @@ impl Gate {
         self.inner.acquire_timeout
     }
 
-    /// Changes the bounds of the size at run time, in connections.
+    /// Changes how many connections are open at least and at most, at run time.
     ///
-    /// Connections over the new `max_size` close as they come back; nobody who waits is sent away.
+    /// What is free over the new `max_size` closes at once, what is in use as it comes back; nobody who waits is sent away.
+    /// `min_limit` and `base_limit` are lowered to the new `max_size`, and stay there: [`set_limits`](Self::set_limits)
+    /// raises them again. A `base_limit` that was left at its default follows `min_size`.
     ///
     /// # Errors
     /// `min_size` 0, or over `max_size`; then nothing has changed.
     pub fn set_size(&self, min_size: usize, max_size: usize) -> Result<(), ConfigError> {
         ConfigError::from_problems(crate::config::size_problems(min_size, max_size))?;
-        self.change(|bounds| Bounds { min_size, max_size, ..bounds });
-        Ok(())
+        self.change(|bounds| Ok(bounds.with_size(min_size, max_size)))
+    }
+
+    /// Changes how many connections may be in use at once, at least (`min_limit`) and while there is no load
+    /// (`base_limit`), at run time. At most it is `max_size`; with `min_limit` there too the limit is fixed.
+    ///
+    /// # Errors
+    /// `min_limit` 0, or over `base_limit`; `base_limit` over `max_size`. Then nothing has changed.
+    pub fn set_limits(&self, min_limit: usize, base_limit: usize) -> Result<(), ConfigError> {
+        self.change(|bounds| {
+            let problems = crate::config::limit_problems(min_limit, base_limit, bounds.max_size);
+            ConfigError::from_problems(problems)?;
+            Ok(Bounds { min_limit, base_limit, ..bounds })
+        })
     }
 
     /// Changes the bounds of the queue at run time, in waiters.
@@ -199,9 +214,8 @@ impl Gate {
             self.inner.hard_cap.store(hard_cap, Relaxed);
             // In a dry run nobody is refused.
             let hard_cap = if self.inner.dry_run.is_some() { usize::MAX } else { hard_cap };
-            Bounds { hard_cap, ..bounds }
-        });
-        Ok(())
+            Ok(Bounds { hard_cap, ..bounds })
+        })
     }
 
     /// Changes this instance's share of the load on the database at run time, as when the number of instances changed.
@@ -278,21 +292,33 @@ impl Gate {
         self.inner.plant.get()?.upgrade()
     }
 
-    fn change(&self, change: impl FnOnce(Bounds) -> Bounds) {
-        let Some(plant) = self.plant() else { return };
+    /// Why the limit is what it is.
+    pub(crate) fn last_reason(&self) -> Reason {
+        let last = self.inner.last_decision.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_dry_run() { Reason::Custom("a dry run moves nothing") } else { last.reason }
+    }
+
+    /// The limit is another one now: told to the observers.
+    pub(crate) fn limit_changed(&self, from: usize, decision: Decision) {
+        self.decided(decision);
+        let Decision { limit: to, reason } = decision;
+        self.observe(|| Event::LimitChanged { from, to, reason });
+    }
+
+    fn change(&self, change: impl FnOnce(Bounds) -> Result<Bounds, ConfigError>) -> Result<(), ConfigError> {
+        let Some(plant) = self.plant() else { return Ok(()) };
         let (from, to) = {
             // One change at a time: each is made from what the one before it left.
             let _changing = self.inner.changing.lock().unwrap_or_else(PoisonError::into_inner);
-            let from = plant.counts().target;
-            plant.set_bounds(change(plant.bounds()));
-            (from, plant.counts().target)
+            let from = plant.counts().limit;
+            plant.set_bounds(change(plant.bounds())?);
+            (from, plant.counts().limit)
         };
         if to != from {
-            let reason = Reason::BoundsChanged;
-            self.decided(Decision { target: to, reason });
-            self.observe(|| Event::Resized { from, to, reason });
+            self.limit_changed(from, Decision { limit: to, reason: Reason::BoundsChanged });
         }
         self.publish_snapshot();
+        Ok(())
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::counts::{Bounds, Counts};
 use super::ledger::Acquires;
-use super::queue::{Answer, Key, Queue};
-use super::slots::{Times, wake};
+use super::queue::{Answer, Grant, Key, Queue, Times};
+use super::slots::wake;
 use crate::error::SharedError;
 use crate::law::estimate::MeanTime;
 use crate::terms::{CLASSES, Class};
@@ -21,9 +21,7 @@ const STALE: Duration = Duration::from_secs(1);
 /// How an acquire begins.
 #[derive(Debug)]
 pub(crate) enum Entry<T> {
-    Granted(T),
-    /// Granted too, but it was idle for so long that it may have died unheard.
-    Unproven(T),
+    Granted(Grant<T>),
     Queued(Key),
     /// The queue is full; so many wait.
     Full(usize),
@@ -41,18 +39,28 @@ pub(crate) enum Leave {
     Cancelled,
 }
 
+/// What becomes of free permits over the limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keeps {
+    /// They stay in reserve, and are closed only over `max_size` or after `idle_timeout`.
+    Reserve,
+    /// They go: they cost nothing to make.
+    Nothing,
+}
+
+/// A permit that nobody holds.
 #[derive(Debug)]
-pub(super) struct Idle<T> {
+pub(super) struct Free<T> {
     pub item: T,
     /// `None` until the driver's next sample: a release need not read the clock for it.
     pub since: Option<Instant>,
-    /// Idle for so long that it is to be checked before it is handed out.
+    /// Free for so long that it is to be checked before it is used.
     pub unproven: bool,
 }
 
-impl<T> From<Idle<T>> for Entry<T> {
-    fn from(Idle { item, unproven, .. }: Idle<T>) -> Self {
-        if unproven { Self::Unproven(item) } else { Self::Granted(item) }
+impl<T> From<Grant<T>> for Free<T> {
+    fn from(Grant { item, unproven }: Grant<T>) -> Self {
+        Self { item, since: None, unproven }
     }
 }
 
@@ -69,7 +77,7 @@ pub(super) struct NoDial {
 pub(super) struct Tally {
     pub in_use: usize,
     pub peak_in_use: usize,
-    pub target: usize,
+    pub limit: usize,
     pub opening: usize,
     pub places: usize,
     pub completions: u64,
@@ -85,7 +93,8 @@ pub(super) struct Tally {
 #[must_use]
 pub(super) struct HandedOn<T> {
     pub granted: Option<Waker>,
-    pub expired: Vec<Option<Waker>>,
+    /// Of those whose deadline had come, and of those who were granted what else was free.
+    pub others: Vec<Option<Waker>>,
     pub surplus: Option<T>,
 }
 
@@ -93,7 +102,7 @@ impl<T> HandedOn<T> {
     /// True when the permit was one too many and is gone.
     pub fn finish(self) -> bool {
         wake(self.granted);
-        self.expired.into_iter().for_each(wake);
+        self.others.into_iter().for_each(wake);
         self.surplus.is_some()
     }
 }
@@ -105,15 +114,19 @@ impl<T> HandedOn<T> {
 #[derive(Debug)]
 #[repr(C)]
 pub(super) struct State<T> {
-    pub idle: VecDeque<Idle<T>>,
+    /// The longest free first.
+    pub free: VecDeque<Free<T>>,
     /// The driver, parked until somebody comes.
     pub parked: Option<Waker>,
+    /// The bounds were changed, and the driver has not looked since.
+    pub bounds_changed: bool,
     pub counts: Tally,
     pub queue: Queue<T>,
     pub draining: bool,
     /// Drained: nobody waits any more, and nobody will.
     pub closed: bool,
     pub bounds: Bounds,
+    keeps: Keeps,
     /// Since a dial failed, until one succeeds.
     pub no_dial: Option<NoDial>,
     pub use_time: MeanTime,
@@ -122,31 +135,54 @@ pub(super) struct State<T> {
 }
 
 impl<T> State<T> {
-    pub fn new(bounds: Bounds) -> Self {
+    pub fn new(bounds: Bounds, keeps: Keeps) -> Self {
         Self {
-            idle: VecDeque::with_capacity(bounds.max_size.min(PRESIZED)),
+            free: VecDeque::with_capacity(bounds.max_size.min(PRESIZED)),
             queue: Queue::with_capacity(bounds.hard_cap.min(PRESIZED)),
             bounds,
-            counts: Tally { target: bounds.min_size, ..Tally::default() },
+            keeps,
+            counts: Tally { limit: bounds.base_limit, ..Tally::default() },
             no_dial: None,
             use_time: MeanTime::default(),
             last_completion: None,
             draining: false,
             closed: false,
             parked: None,
+            bounds_changed: false,
         }
     }
 
-    pub fn permits(&self) -> usize {
-        self.counts.in_use + self.idle.len()
+    /// Connections that are there, in use or free.
+    pub fn open(&self) -> usize {
+        self.counts.in_use + self.free.len()
     }
 
-    /// How many more connections may be opened now: the target asks for them, and the ceiling has places.
+    /// Of those that are free, how many may be used.
+    pub fn idle(&self) -> usize {
+        self.free.len().min(self.counts.limit.saturating_sub(self.counts.in_use))
+    }
+
+    /// How many are to be open, if nothing closes them.
+    pub fn goal(&self) -> usize {
+        match self.keeps {
+            Keeps::Reserve if !self.draining => self.counts.limit.max(self.bounds.min_size),
+            _ => self.counts.limit,
+        }
+    }
+
+    fn most_open(&self) -> usize {
+        match self.keeps {
+            Keeps::Reserve => self.bounds.max_size,
+            Keeps::Nothing => self.counts.limit,
+        }
+    }
+
+    /// How many more connections may be opened now: limit and `min_size` ask for them, and the ceiling has places.
     pub fn room(&self) -> usize {
         if self.closed || (self.draining && self.queue.len() == 0) {
             return 0;
         }
-        let wanted = self.counts.target.saturating_sub(self.permits() + self.counts.opening);
+        let wanted = self.goal().saturating_sub(self.open() + self.counts.opening);
         wanted.min(self.bounds.max_size.saturating_sub(self.counts.places))
     }
 
@@ -160,8 +196,8 @@ impl<T> State<T> {
         if deadline <= now {
             return self.expired();
         }
-        if let Some(idle) = self.take_idle() {
-            return idle.into();
+        if let Some(grant) = self.take_idle() {
+            return Entry::Granted(grant);
         }
         if self.is_full() {
             return self.full();
@@ -169,7 +205,7 @@ impl<T> State<T> {
         if let Some(failed) = self.fail_if_hopeless(deadline) {
             return failed;
         }
-        Entry::Queued(self.queue.push_last(class, deadline, Some(waker.clone())))
+        Entry::Queued(self.queue.push_last(class, times, Some(waker.clone())))
     }
 
     /// Back at the head of its class, as the same acquire: older rights go first, and the bound of the queue holds. The
@@ -184,7 +220,7 @@ impl<T> State<T> {
             }
             *pushed_out = self.queue.answer_last(Answer::PushedOut).ok().flatten();
         }
-        Entry::Queued(self.queue.push_first(class, times.deadline))
+        Entry::Queued(self.queue.push_first(class, times))
     }
 
     pub fn is_full(&self) -> bool {
@@ -203,7 +239,7 @@ impl<T> State<T> {
 
     /// No connection is there, none is being opened, and none will be for a while.
     pub fn hopeless(&self) -> Option<&NoDial> {
-        self.no_dial.as_ref().filter(|_| self.permits() + self.counts.opening == 0)
+        self.no_dial.as_ref().filter(|_| self.open() + self.counts.opening == 0)
     }
 
     pub fn fail_if_hopeless(&mut self, deadline: Instant) -> Option<Entry<T>> {
@@ -224,57 +260,87 @@ impl<T> State<T> {
 
     /// The most recently used connection, if it was used just now and the driver is awake.
     pub fn take_proven(&mut self, class: Class) -> Option<T> {
-        if self.parked.is_some() || self.idle.back().is_none_or(|idle| idle.unproven) {
+        if self.parked.is_some() || self.free.back().is_none_or(|free| free.unproven) {
             return None;
         }
+        let grant = self.take_idle()?;
         self.counts.acquires.started += 1;
         self.counts.entered[class.line()] += 1;
-        self.take_idle().map(|idle| idle.item)
+        Some(grant.item)
     }
 
-    /// The most recently used connection, so that a surplus goes idle and can close.
-    pub fn take_idle(&mut self) -> Option<Idle<T>> {
-        let idle = self.idle.pop_back()?;
+    /// The most recently used connection, so that what is not needed grows old and can close; none over the limit.
+    pub fn take_idle(&mut self) -> Option<Grant<T>> {
+        if self.counts.in_use >= self.counts.limit {
+            return None;
+        }
+        let Free { item, unproven, .. } = self.free.pop_back()?;
         self.counts.acquires.granted += 1;
-        self.counts.in_use += 1;
-        self.counts.peak_in_use = self.counts.peak_in_use.max(self.counts.in_use);
-        Some(idle)
+        self.use_one_more();
+        Some(Grant { item, unproven })
     }
 
-    /// Where a permit goes that nobody holds any more: away if it is one too many, to the first in line, or idle.
+    fn use_one_more(&mut self) {
+        self.counts.in_use += 1;
+        debug_assert!(self.counts.in_use <= self.counts.limit, "{:?}", self.counts);
+        self.counts.peak_in_use = self.counts.peak_in_use.max(self.counts.in_use);
+    }
+
+    /// Where a permit goes that nobody holds any more, and that is still counted as in use: away if it is one too many, to
+    /// the first in line, or free. Over the limit nobody gets it, whoever waits.
     ///
     /// With `now`, those whose deadline has come are told so first: nobody is granted what comes too late.
-    pub fn hand_on(&mut self, item: T, since: Option<Instant>, now: Option<Instant>) -> HandedOn<T> {
-        let expired = now.map_or_else(Vec::new, |now| self.queue.answer_until(now, || Answer::TimedOut));
-        let (granted, surplus) = self.place(item, since);
-        HandedOn { granted, expired, surplus }
+    pub fn hand_on(&mut self, free: Free<T>, now: Option<Instant>) -> HandedOn<T> {
+        let others = now.map_or_else(Vec::new, |now| self.queue.answer_until(now, || Answer::TimedOut));
+        let (granted, surplus) = self.place(free);
+        HandedOn { granted, others, surplus }
     }
 
-    fn place(&mut self, item: T, since: Option<Instant>) -> (Option<Waker>, Option<T>) {
-        let unwanted = self.draining && self.queue.len() == 0;
-        if unwanted || self.permits() > self.counts.target {
+    fn place(&mut self, free: Free<T>) -> (Option<Waker>, Option<T>) {
+        let over_limit = self.counts.in_use > self.counts.limit;
+        let unwanted = self.draining && (over_limit || self.queue.len() == 0);
+        if unwanted || self.open() > self.most_open() {
             self.counts.in_use -= 1;
-            return (None, Some(item));
+            return (None, Some(free.item));
         }
-        match self.queue.answer_first(Answer::Granted(item)) {
+        let Free { item, since, unproven } = free;
+        let answer = Answer::Granted(Grant { item, unproven });
+        let back = if over_limit { Err(answer) } else { self.queue.answer_first(answer) };
+        match back {
             Ok(waker) => {
+                // It may have been opened just now, and not counted yet.
                 self.counts.peak_in_use = self.counts.peak_in_use.max(self.counts.in_use);
                 (waker, None)
             }
-            Err(Answer::Granted(item)) => {
+            Err(Answer::Granted(Grant { item, unproven })) => {
                 self.counts.in_use -= 1;
-                self.idle.push_back(Idle { item, since, unproven: false });
+                self.free.push_back(Free { item, since, unproven });
                 (None, None)
             }
             Err(_) => unreachable!("the answer that comes back is the one that was given"),
         }
     }
 
+    /// After a change that may have left something free under the limit: it goes to those who wait. `now` is asked when there
+    /// is somebody and something.
+    pub fn hand_out(&mut self, now: impl FnOnce() -> Instant) -> HandedOn<T> {
+        let mut others = Vec::new();
+        if self.idle() > 0 && self.queue.len() > 0 {
+            others = self.queue.answer_until(now(), || Answer::TimedOut);
+            while self.idle() > 0 && self.queue.len() > 0 {
+                let Some(Free { item, unproven, .. }) = self.free.pop_back() else { break };
+                self.use_one_more();
+                others.extend(self.queue.answer_first(Answer::Granted(Grant { item, unproven })).ok());
+            }
+        }
+        HandedOn { granted: None, others, surplus: None }
+    }
+
     /// What came back since the last time counts as idle from now; what has been idle for `check_after` is unproven.
     pub fn age(&mut self, now: Instant) {
-        for idle in &mut self.idle {
-            let since = *idle.since.get_or_insert(now);
-            idle.unproven = now.saturating_duration_since(since) >= self.bounds.check_after;
+        for free in &mut self.free {
+            let since = *free.since.get_or_insert(now);
+            free.unproven |= now.saturating_duration_since(since) >= self.bounds.check_after;
         }
     }
 
@@ -291,10 +357,10 @@ impl<T> State<T> {
         now.saturating_duration_since(since) >= STALE.max(usual.saturating_mul(3))
     }
 
-    pub fn take_surplus(&mut self) -> Vec<Idle<T>> {
-        let over = self.permits().saturating_sub(self.counts.target);
-        let closing = over.min(self.idle.len());
-        self.idle.drain(..closing).collect()
+    /// What is free and one too many, the longest free first.
+    pub fn take_surplus(&mut self) -> Vec<Free<T>> {
+        let over = self.open().saturating_sub(self.most_open());
+        self.free.drain(..over.min(self.free.len())).collect()
     }
 
     pub fn count(&mut self, why: Leave) {
@@ -305,12 +371,13 @@ impl<T> State<T> {
     }
 
     pub fn read(&self) -> Counts {
-        let idle = self.idle.len();
+        let idle = self.idle();
+        let reserve = self.free.len() - idle;
         // A place may be given up a moment before its dial or permit is: never show a size below its parts.
         let Tally {
             in_use,
             peak_in_use,
-            target,
+            limit,
             opening,
             places,
             completions,
@@ -319,13 +386,14 @@ impl<T> State<T> {
             misses,
             entered,
         } = self.counts;
-        let parts = in_use + idle + opening;
+        let parts = self.open() + opening;
         Counts {
             idle,
+            reserve,
             in_use,
             peak_in_use,
             opening,
-            target,
+            limit,
             completions,
             failures,
             acquires,
@@ -333,6 +401,9 @@ impl<T> State<T> {
             entered,
             places: places.max(parts),
             queue_depth: self.queue.len(),
+            impatient: false, // known to the sample alone
+            min_limit: self.bounds.min_limit,
+            base_limit: self.bounds.base_limit,
             min_size: self.bounds.min_size,
             max_size: self.bounds.max_size,
             hard_cap: self.bounds.hard_cap,

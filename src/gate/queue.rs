@@ -3,18 +3,32 @@
 
 use std::num::NonZeroU32;
 use std::task::Waker;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use slab::Slab;
 
 use crate::error::SharedError;
 use crate::terms::{CLASSES, Class};
 
+/// A permit with what it carries.
+#[derive(Debug)]
+pub(crate) struct Grant<T> {
+    pub item: T,
+    /// It was free for so long that it may have died unheard: it is checked before it is used.
+    pub unproven: bool,
+}
+
+/// When an acquire begins that may have to wait, and by when it must have ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Times {
+    pub now: Instant,
+    pub deadline: Instant,
+}
+
 /// What a waiter is told.
 #[derive(Debug)]
 pub(crate) enum Answer<T> {
-    /// A permit with what it carries.
-    Granted(T),
+    Granted(Grant<T>),
     /// Pushed out: the queue was full when somebody with older rights came back to its head.
     PushedOut,
     /// No connection can be opened.
@@ -52,6 +66,8 @@ enum State<T> {
 struct Waiter<T> {
     state: State<T>,
     deadline: Instant,
+    /// From its arrival to its deadline, in seconds: a whole `Duration` would not fit into the line of the cache.
+    budget: f32,
     ahead: Option<Key>,
     behind: Option<Key>,
     class: Class,
@@ -74,11 +90,39 @@ pub(crate) struct Queue<T> {
     len: usize,
     /// No deadline of anybody in line is before this.
     earliest: Option<Instant>,
+    /// Nobody in line is impatient before this.
+    impatient_from: Option<Instant>,
+}
+
+/// Who has waited for a twentieth of the budget is impatient: not before 20 ms, which nobody notices, and after a second in
+/// any case.
+const PATIENCE: (f32, Duration, Duration) = (0.05, Duration::from_millis(20), Duration::from_secs(1));
+
+impl<T> Waiter<T> {
+    fn new(state: State<T>, class: Class, times: Times, ahead: Option<Key>, behind: Option<Key>) -> Self {
+        let Times { now, deadline } = times;
+        let budget = deadline.saturating_duration_since(now).as_secs_f32();
+        Self { state, deadline, budget, ahead, behind, class }
+    }
+
+    /// When its wait has become so long that more connections should be in use.
+    fn impatient_from(&self) -> Instant {
+        let (part, least, most) = PATIENCE;
+        let seconds = |seconds: f32| Duration::try_from_secs_f32(seconds).unwrap_or_default();
+        let arrived = self.deadline.checked_sub(seconds(self.budget)).unwrap_or(self.deadline);
+        arrived + seconds(self.budget * part).clamp(least, most)
+    }
 }
 
 impl<T> Queue<T> {
     pub fn with_capacity(capacity: usize) -> Self {
-        Self { waiters: Slab::with_capacity(capacity), lines: Default::default(), len: 0, earliest: None }
+        Self {
+            waiters: Slab::with_capacity(capacity),
+            lines: Default::default(),
+            len: 0,
+            earliest: None,
+            impatient_from: None,
+        }
     }
 
     /// Those still waiting for an answer.
@@ -101,9 +145,33 @@ impl<T> Queue<T> {
         self.earliest
     }
 
-    pub fn push_last(&mut self, class: Class, deadline: Instant, waker: Option<Waker>) -> Key {
+    /// Whether somebody has waited for long, measured by the budget. O(1) while nobody can have, else it goes through the
+    /// line up to the first who has.
+    pub fn is_impatient(&mut self, now: Instant) -> bool {
+        if self.impatient_from.is_none_or(|from| from > now) {
+            return false;
+        }
+        self.impatient_from = None;
+        for line in 0..CLASSES {
+            let mut next = self.lines[line].first;
+            while let Some(key) = next {
+                let waiter = &self.waiters[key.index()];
+                next = waiter.behind;
+                let from = waiter.impatient_from();
+                self.note_impatience(from);
+                if from <= now {
+                    self.impatient_from = Some(from);
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    pub fn push_last(&mut self, class: Class, times: Times, waker: Option<Waker>) -> Key {
+        self.note_impatience(times.now + PATIENCE.1);
         let ahead = self.lines[class.line()].last;
-        let waiter = Waiter { state: State::Waiting(waker), deadline, ahead, behind: None, class };
+        let waiter = Waiter::new(State::Waiting(waker), class, times, ahead, None);
         let key = self.insert(waiter);
         match ahead {
             Some(ahead) => self.waiters[ahead.index()].behind = Some(key),
@@ -113,9 +181,10 @@ impl<T> Queue<T> {
         key
     }
 
-    pub fn push_first(&mut self, class: Class, deadline: Instant) -> Key {
+    pub fn push_first(&mut self, class: Class, times: Times) -> Key {
+        self.note_impatience(times.now + PATIENCE.1);
         let behind = self.lines[class.line()].first;
-        let waiter = Waiter { state: State::Waiting(None), deadline, ahead: None, behind, class };
+        let waiter = Waiter::new(State::Waiting(None), class, times, None, behind);
         let key = self.insert(waiter);
         match behind {
             Some(behind) => self.waiters[behind.index()].ahead = Some(key),
@@ -205,6 +274,10 @@ impl<T> Queue<T> {
         self.earliest = Some(self.earliest.map_or(deadline, |earliest| earliest.min(deadline)));
     }
 
+    fn note_impatience(&mut self, from: Instant) {
+        self.impatient_from = Some(self.impatient_from.map_or(from, |known| known.min(from)));
+    }
+
     fn answer(&mut self, key: Key, answer: Answer<T>) -> Option<Waker> {
         self.unlink(key);
         let state = &mut self.waiters[key.index()].state;
@@ -227,7 +300,7 @@ impl<T> Queue<T> {
         self.lines[class.line()].len -= 1;
         self.len -= 1;
         if self.len == 0 {
-            self.earliest = None;
+            (self.earliest, self.impatient_from) = (None, None);
         }
     }
 }
@@ -246,6 +319,8 @@ mod tests {
         PushFirst(Class, u64),
         /// The clock says so many milliseconds.
         Expire(u64),
+        /// Is somebody impatient at so many milliseconds?
+        Look(u64),
         AnswerFirst,
         AnswerLast,
         /// Leaves from the place that many from the front, answered ones included.
@@ -262,11 +337,20 @@ mod tests {
         ]
     }
 
+    fn granted(item: u32) -> Answer<u32> {
+        Answer::Granted(Grant { item, unproven: false })
+    }
+
+    fn due() -> impl Strategy<Value = u64> {
+        prop_oneof![4 => 0u64..100, 1 => 0u64..60_000]
+    }
+
     fn op() -> impl Strategy<Value = Op> {
         prop_oneof![
-            4 => (class(), 0u64..100).prop_map(|(class, due)| Op::PushLast(class, due)),
-            1 => (class(), 0u64..100).prop_map(|(class, due)| Op::PushFirst(class, due)),
+            4 => (class(), due()).prop_map(|(class, due)| Op::PushLast(class, due)),
+            1 => (class(), due()).prop_map(|(class, due)| Op::PushFirst(class, due)),
             1 => (0u64..100).prop_map(Op::Expire),
+            2 => (0u64..3_000).prop_map(Op::Look),
             2 => Just(Op::AnswerFirst),
             1 => Just(Op::AnswerLast),
             2 => (0usize..40).prop_map(Op::Leave),
@@ -279,20 +363,23 @@ mod tests {
             let mut queue = Queue::with_capacity(4);
             let start = Instant::now();
             let at = |millis| start + Duration::from_millis(millis);
+            // All of them come at the start.
+            let times = |due| Times { now: start, deadline: at(due) };
+            let patience = |due: u64| (due / 20).clamp(20, 1_000);
             // In the order in which they are to be served.
             let mut line: VecDeque<(Key, u64, usize)> = VecDeque::new();
             // `None` for a deadline that came.
             let mut answered: Vec<(Key, Option<u32>)> = Vec::new();
-            let mut next = 0;
+            let (mut next, mut looked) = (0, 0);
             for op in ops {
                 match op {
                     Op::PushLast(class, due) => {
                         let behind = line.partition_point(|(_, _, other)| *other <= class.line());
-                        line.insert(behind, (queue.push_last(class, at(due), None), due, class.line()));
+                        line.insert(behind, (queue.push_last(class, times(due), None), due, class.line()));
                     }
                     Op::PushFirst(class, due) => {
                         let behind = line.partition_point(|(_, _, other)| *other < class.line());
-                        line.insert(behind, (queue.push_first(class, at(due)), due, class.line()));
+                        line.insert(behind, (queue.push_first(class, times(due)), due, class.line()));
                     }
                     Op::Expire(now) => {
                         let wakers = queue.answer_until(at(now), || Answer::TimedOut);
@@ -302,13 +389,21 @@ mod tests {
                         line.retain(|(_, due, _)| *due > now);
                         prop_assert_eq!(wakers.len(), before - line.len());
                     }
+                    Op::Look(now) => {
+                        looked = looked.max(now);
+                        let now = looked;
+                        let impatient = line.iter().any(|(_, due, _)| patience(*due) <= now);
+                        // A float is not exact to the millisecond.
+                        let near = line.iter().any(|(_, due, _)| patience(*due).abs_diff(now) <= 1);
+                        prop_assert!(near || queue.is_impatient(at(now)) == impatient);
+                    }
                     Op::AnswerFirst | Op::AnswerLast => {
                         next += 1;
                         let first = matches!(op, Op::AnswerFirst);
                         let (whom, told) = if first {
-                            (line.pop_front(), queue.answer_first(Answer::Granted(next)))
+                            (line.pop_front(), queue.answer_first(granted(next)))
                         } else {
-                            (line.pop_back(), queue.answer_last(Answer::Granted(next)))
+                            (line.pop_back(), queue.answer_last(granted(next)))
                         };
                         prop_assert_eq!(whom.is_some(), told.is_ok());
                         answered.extend(whom.map(|(key, ..)| (key, Some(next))));
@@ -321,7 +416,7 @@ mod tests {
                         if let Some((key, value)) = answered.pop() {
                             let told = queue.take(key, Waker::noop());
                             match value {
-                                Some(value) => prop_assert!(matches!(told, Ok(Answer::Granted(got)) if got == value)),
+                                Some(value) => prop_assert!(matches!(told, Ok(Answer::Granted(got)) if got.item == value)),
                                 None => prop_assert!(matches!(told, Ok(Answer::TimedOut))),
                             }
                         }

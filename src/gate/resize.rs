@@ -4,19 +4,19 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use super::counts::Bounds;
-use super::permits::{Idle, NoDial};
+use super::permits::{Free, NoDial};
 use super::queue::Answer;
 use super::slots::{Slots, wake};
 use crate::error::SharedError;
 
 impl<T> Slots<T> {
-    /// Whether target and ceiling leave room for one more than those `dialers` who may be about to begin.
+    /// Whether limit, `min_size` and ceiling leave room for one more than those `dialers` who may be about to begin.
     pub fn wants_dial(&self, dialers: usize) -> bool {
         let state = self.lock();
         state.room() + state.counts.opening > dialers
     }
 
-    /// The right to open one connection, if target and ceiling leave room for it.
+    /// The right to open one connection, if limit, `min_size` and ceiling leave room for it.
     #[must_use]
     pub fn begin_open(&self) -> bool {
         let mut state = self.lock();
@@ -34,7 +34,8 @@ impl<T> Slots<T> {
         state.counts.opening -= 1;
         state.counts.in_use += 1;
         let no_dial = state.no_dial.take();
-        let handed_on = state.hand_on(item, Some(now), Some(now));
+        let free = Free { item, since: Some(now), unproven: false };
+        let handed_on = state.hand_on(free, Some(now));
         self.publish(&state);
         drop(state);
         handed_on.finish();
@@ -66,74 +67,75 @@ impl<T> Slots<T> {
         drop(old);
     }
 
-    /// Sets the desired size, within the bounds; idle connections over it close, the longest idle first.
-    pub fn set_target(&self, target: usize) {
+    /// Sets the limit, within its bounds. When it rises, those who wait get what was in reserve; when it falls, what is in
+    /// use over it stays with its holders.
+    pub fn set_limit(&self, limit: usize, now: Instant) {
         let mut state = self.lock();
-        let target = target.clamp(state.bounds.min_size, state.bounds.max_size);
-        state.counts.target = target;
+        state.counts.limit = limit.clamp(state.bounds.min_limit, state.bounds.max_size);
         let surplus = state.take_surplus();
+        let handed_on = state.hand_out(|| now);
         self.publish(&state);
         drop(state);
+        handed_on.finish();
         drop(surplus);
     }
 
-    /// Changes the bounds. Nobody who waits is sent away.
-    pub fn set_bounds(&self, bounds: Bounds) {
+    /// Changes the bounds. Nobody who waits is sent away; what is free over `max_size` closes, the longest free first. A limit
+    /// at rest stays at rest.
+    pub fn set_bounds(&self, bounds: Bounds, now: Instant) {
         let mut state = self.lock();
+        let at_rest = state.counts.limit == state.bounds.base_limit;
+        let limit = if at_rest { bounds.base_limit } else { state.counts.limit };
         state.bounds = bounds;
-        let target = state.counts.target.clamp(bounds.min_size, bounds.max_size);
-        state.counts.target = target;
+        state.counts.limit = limit.clamp(bounds.min_limit, bounds.max_size);
         let surplus = state.take_surplus();
-        // The driver may have something to do now: a lower min_size, for one.
+        let handed_on = state.hand_out(|| now);
+        // The driver may have something to do now: more than a lower min_size may have been free for long.
+        state.bounds_changed = true;
         let parked = state.parked.take();
         self.publish(&state);
         drop(state);
+        handed_on.finish();
         wake(parked);
         drop(surplus);
     }
 
-    /// Closes what has been idle since before `cutoff`, down to `min_size`, and lowers the target with it.
-    /// Returns how many.
-    pub fn close_idle_since(&self, cutoff: Instant) -> usize {
+    /// Closes what has been free since before `cutoff`, the longest free first, but nothing that limit or `min_size` would
+    /// have opened again. Returns how many, and since when the next one has been free that may be closed then.
+    pub fn close_idle_since(&self, cutoff: Option<Instant>) -> (usize, Option<Instant>) {
         let mut state = self.lock();
-        let spare = state.permits().saturating_sub(state.bounds.min_size);
-        let old = state
-            .idle
-            .iter()
-            .take(spare)
-            .take_while(|idle| idle.since.is_some_and(|since| since <= cutoff))
-            .count();
-        let surplus: Vec<_> = state.idle.drain(..old).collect();
-        if old > 0 {
-            state.counts.target = state.permits().max(state.bounds.min_size);
-        }
+        let spare = state.open().saturating_sub(state.goal());
+        let is_old = |free: &Free<T>| free.since.zip(cutoff).is_some_and(|(since, cutoff)| since <= cutoff);
+        let old = state.free.iter().take(spare).take_while(|free| is_old(free)).count();
+        let surplus: Vec<_> = state.free.drain(..old).collect();
+        let next = if spare > old { state.free.front().and_then(|free| free.since) } else { None };
         self.publish(&state);
         drop(state);
         drop(surplus);
-        old
+        (old, next)
     }
 
-    /// Closes the idle connections of which `dead` is true; the target stays, so that they are replaced.
+    /// Closes the free connections of which `dead` is true. They are replaced where limit or `min_size` ask for it.
     ///
     /// `dead` runs under the lock. Should it panic, what it condemned is dropped after the lock is gone.
     pub fn close_idle_if(&self, dead: impl Fn(&T) -> bool) {
-        self.close_those(|idle| dead(&idle.item));
+        self.close_those(|free| dead(&free.item));
     }
 
-    /// Closes what has been idle for so long that it would be checked; the target stays, so that it is replaced.
+    /// Closes what has been free for so long that it would be checked, as [`close_idle_if`](Self::close_idle_if) does.
     pub fn close_unproven(&self) {
-        self.close_those(|idle| idle.unproven);
+        self.close_those(|free| free.unproven);
     }
 
-    fn close_those(&self, condemned: impl Fn(&Idle<T>) -> bool) {
+    fn close_those(&self, condemned: impl Fn(&Free<T>) -> bool) {
         let mut closing = Vec::new();
         let mut state = self.lock();
-        for _ in 0..state.idle.len() {
-            let Some(idle) = state.idle.pop_front() else { break };
-            if condemned(&idle) {
-                closing.push(idle);
+        for _ in 0..state.free.len() {
+            let Some(free) = state.free.pop_front() else { break };
+            if condemned(&free) {
+                closing.push(free);
             } else {
-                state.idle.push_back(idle);
+                state.free.push_back(free);
             }
         }
         self.publish(&state);
@@ -146,10 +148,10 @@ impl<T> Slots<T> {
         let mut state = self.lock();
         state.draining = true;
         self.published.draining.store(true, Relaxed);
-        let idle = std::mem::take(&mut state.idle);
+        let free = std::mem::take(&mut state.free);
         self.publish(&state);
         drop(state);
-        drop(idle);
+        drop(free);
     }
 
     /// Answers those who still wait, and lets nobody in any more: the pool is closed.
@@ -158,14 +160,14 @@ impl<T> Slots<T> {
         let mut state = self.lock();
         (state.draining, state.closed) = (true, true);
         self.published.draining.store(true, Relaxed);
-        let idle = std::mem::take(&mut state.idle);
+        let free = std::mem::take(&mut state.free);
         while let Ok(waker) = state.queue.answer_first(Answer::Closed) {
             wakers.push(waker);
         }
         wakers.push(state.parked.take());
         self.publish(&state);
         drop(state);
-        drop(idle);
+        drop(free);
         wakers.into_iter().for_each(wake);
     }
 }

@@ -15,16 +15,9 @@ use parking_lot::{Mutex, MutexGuard}; // spins first: what it protects is over s
 use shuttle::sync::{Mutex, MutexGuard}; // for the interleaving tests, which decide who runs next at each lock
 
 use super::counts::{Bounds, Counts, Published};
-use super::permits::{Entry, HandedOn, Leave, State};
-use super::queue::{Answer, Key};
+use super::permits::{Entry, Free, HandedOn, Keeps, Leave, State};
+use super::queue::{Answer, Key, Times};
 use crate::terms::Class;
-
-/// When an acquire begins that may have to wait, and by when it must have ended.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Times {
-    pub now: Instant,
-    pub deadline: Instant,
-}
 
 /// One hold in so many is timed.
 const SAMPLED: u64 = 16;
@@ -38,8 +31,12 @@ pub(crate) struct Slots<T> {
 }
 
 impl<T> Slots<T> {
-    pub fn new(bounds: Bounds) -> Self {
-        Self { state: Mutex::new(State::new(bounds)), published: Arc::default(), turn: AtomicU64::new(0) }
+    pub fn new(bounds: Bounds, keeps: Keeps) -> Self {
+        Self {
+            state: Mutex::new(State::new(bounds, keeps)),
+            published: Arc::default(),
+            turn: AtomicU64::new(0),
+        }
     }
 
     /// The usual acquire: a permit at once that needs no look at the clock. Otherwise nothing has happened, and the acquire
@@ -76,7 +73,7 @@ impl<T> Slots<T> {
         entry
     }
 
-    /// A permit at once or nothing. Never overtakes a waiter: while somebody waits nothing is idle.
+    /// A permit at once or nothing. Never overtakes a waiter: while somebody waits nothing is free under the limit.
     pub fn try_enter(&self, now: impl FnOnce() -> Instant) -> Entry<T> {
         let mut state = self.lock();
         state.counts.acquires.started += 1;
@@ -84,7 +81,7 @@ impl<T> Slots<T> {
         if parked.is_some() {
             state.age(now());
         }
-        let entry = state.take_idle().map_or_else(|| state.miss(), Entry::from);
+        let entry = state.take_idle().map_or_else(|| state.miss(), Entry::Granted);
         self.publish(&state);
         drop(state);
         wake(parked);
@@ -118,7 +115,7 @@ impl<T> Slots<T> {
         let answer = state.queue.leave(key);
         state.count(why);
         let handed_on = match answer {
-            Some(Answer::Granted(item)) => Some(state.hand_on(item, None, Some(now()))),
+            Some(Answer::Granted(grant)) => Some(state.hand_on(grant.into(), Some(now()))),
             _ => None,
         };
         self.publish(&state);
@@ -127,19 +124,21 @@ impl<T> Slots<T> {
     }
 
     /// Takes a grant back that never reached its caller: the permit is destroyed, the acquire ends as `why`.
-    pub fn revoke(&self, item: T, why: Leave) {
+    pub fn revoke(&self, item: T, why: Leave, now: impl FnOnce() -> Instant) {
         let mut state = self.lock();
         state.counts.acquires.granted -= 1;
         state.counts.in_use -= 1;
         state.count(why);
+        let handed_on = state.hand_out(now);
         self.publish(&state);
         drop(state);
+        handed_on.finish();
         drop(item);
     }
 
     /// A grant whose connection turned out dead: its permit is destroyed, and the same acquire goes on with the next
     /// free connection, or at the head of its class until its deadline, or, where it may not wait, not at all.
-    pub fn reject(&self, dead: T, waits: Option<(Class, Times)>) -> Entry<T> {
+    pub fn reject(&self, dead: T, waits: Option<(Class, Times)>, now: impl FnOnce() -> Instant) -> Entry<T> {
         let mut state = self.lock();
         state.counts.in_use -= 1;
         state.counts.acquires.granted -= 1;
@@ -147,20 +146,22 @@ impl<T> Slots<T> {
         let entry = match waits {
             Some((_, times)) if times.deadline <= times.now => state.expired(),
             _ => match (state.take_idle(), waits) {
-                (Some(idle), _) => idle.into(),
+                (Some(grant), _) => Entry::Granted(grant),
                 (None, Some((class, times))) if !state.closed => state.rejoin(class, times, &mut pushed_out),
                 (None, _) => state.miss(),
             },
         };
+        let handed_on = state.hand_out(now);
         self.publish(&state);
         drop(state);
         wake(pushed_out);
+        handed_on.finish();
         drop(dead);
         entry
     }
 
-    /// Gives a permit back, to the next in line if there is one. `held` is the time it was held, where that
-    /// was measured; `now` is asked when somebody waits. True when it was surplus and is gone.
+    /// Gives a permit back: to the next in line if there is one, or free. `held` is the time it was held, where that was
+    /// measured; `now` is asked when somebody waits. True when it was one too many and is gone.
     pub fn release(&self, item: T, held: Option<Duration>, now: impl FnOnce() -> Instant) -> bool {
         // Looked at before the lock: who joins in between is not late yet.
         let now = (self.published.queue_depth.load(Relaxed) > 0).then(now);
@@ -171,7 +172,8 @@ impl<T> Slots<T> {
             let nanos = state.use_time.get().map_or(0, |mean| mean.as_nanos() as u64);
             self.published.use_time.store(nanos, Relaxed);
         }
-        let handed_on = state.hand_on(item, None, now);
+        let free = Free { item, since: None, unproven: false };
+        let handed_on = state.hand_on(free, now);
         self.publish(&state);
         drop(state);
         handed_on.finish()
@@ -193,23 +195,31 @@ impl<T> Slots<T> {
     }
 
     /// Destroys a permit. What it carried is dropped after the lock is gone.
-    pub fn retire(&self, item: T) {
+    pub fn retire(&self, item: T, now: impl FnOnce() -> Instant) {
         let mut state = self.lock();
         state.counts.completions += 1;
         state.counts.in_use -= 1;
+        let handed_on = state.hand_out(now);
         self.publish(&state);
         drop(state);
+        handed_on.finish();
         drop(item);
     }
 
-    /// Parks the driver while nothing is held, awaited, or over `min_size`; `Ready` when there is something to do.
+    /// Parks the driver while nothing is held or awaited and the limit is `base_limit`; `Ready` when there is something to
+    /// do.
     pub fn poll_busy(&self, seen: u64, waker: &Waker) -> Poll<()> {
         let mut state = self.lock();
+        if std::mem::take(&mut state.bounds_changed) {
+            return Poll::Ready(());
+        }
         let counts = &state.counts;
         let quiet = counts.acquires.started == seen
             && counts.in_use == 0
             && state.queue.len() == 0
-            && counts.target == state.bounds.min_size;
+            // Else what is dialed is one too many, and will have to be closed.
+            && (counts.opening == 0 || state.open() + counts.opening <= state.goal())
+            && counts.limit == state.bounds.base_limit;
         if !quiet {
             return Poll::Ready(());
         }
@@ -228,7 +238,8 @@ impl<T> Slots<T> {
     /// [`counts`](Self::counts), and the peak starts anew; what is idle grows older.
     pub fn sample(&self, now: Instant) -> Counts {
         let mut state = self.lock();
-        let counts = state.read();
+        let impatient = state.queue.is_impatient(now);
+        let counts = Counts { impatient, ..state.read() };
         state.counts.peak_in_use = state.counts.in_use;
         state.age(now);
         if state.is_stalled(now) {
@@ -263,8 +274,8 @@ impl<T> Slots<T> {
             self.published.set_waiting(state.queue.lengths());
         }
         self.published.queue_depth.store(waiting, Relaxed);
-        self.published.idle.store(state.idle.len(), Relaxed);
-        self.published.capacity.store(state.permits(), Relaxed);
+        self.published.idle.store(state.idle(), Relaxed);
+        self.published.capacity.store(state.open().min(state.counts.limit), Relaxed);
     }
 
     /// A panic cannot leave the counts half changed (the only foreign code in a critical section is `close_idle_if`'s

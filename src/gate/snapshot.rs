@@ -17,23 +17,29 @@ use crate::law::{Decision, Reason};
 pub struct Snapshot {
     /// The pool's name.
     pub name: Arc<str>,
-    /// All connections: `in_use` + `idle` + `opening` + `closing`, never over `max_size`.
+    /// All connections: `in_use` + `idle` + `reserve` + `opening` + `closing`, never over `max_size`.
     pub size: usize,
-    /// Connections held by callers, and those being settled.
+    /// Connections held by callers, and those being settled: never over `limit`, but for what was held when it fell.
     pub in_use: usize,
     /// Connections free to be handed out.
     pub idle: usize,
+    /// Connections that are free too, and kept for when the limit rises.
+    pub reserve: usize,
     /// Connections being opened.
     pub opening: usize,
     /// Connections thrown away whose server side has not gone yet.
     pub closing: usize,
     /// Waiters.
     pub queue_depth: usize,
-    /// The size desired.
-    pub target: usize,
-    /// Lower bound of the target.
+    /// How many connections may be in use at once, for now: the controller moves it.
+    pub limit: usize,
+    /// Lower bound of the limit.
+    pub min_limit: usize,
+    /// The limit while there is no load.
+    pub base_limit: usize,
+    /// Connections kept open whatever the load.
     pub min_size: usize,
-    /// Upper bound of the size.
+    /// Upper bound of size and limit.
     pub max_size: usize,
     /// Waiters up to which the layer refuses nothing.
     pub soft_cap: usize,
@@ -68,10 +74,13 @@ impl Snapshot {
             size: counts.places,
             in_use: counts.in_use,
             idle: counts.idle,
+            reserve: counts.reserve,
             opening: counts.opening,
             closing: counts.closing(),
             queue_depth: counts.queue_depth,
-            target: counts.target,
+            limit: counts.limit,
+            min_limit: counts.min_limit,
+            base_limit: counts.base_limit,
             min_size: counts.min_size,
             max_size: counts.max_size,
             soft_cap: gate.soft_cap.load(Relaxed),
@@ -96,10 +105,13 @@ impl Default for Snapshot {
             size: 0,
             in_use: 0,
             idle: 0,
+            reserve: 0,
             opening: 0,
             closing: 0,
             queue_depth: 0,
-            target: 0,
+            limit: 0,
+            min_limit: 0,
+            base_limit: 0,
             min_size: 0,
             max_size: 0,
             soft_cap: 0,
@@ -111,7 +123,7 @@ impl Default for Snapshot {
             dial_failures: 0,
             written_off: 0,
             driven: false,
-            last_decision: Decision { target: 0, reason: Reason::Started },
+            last_decision: Decision { limit: 0, reason: Reason::Started },
             dry_run: None,
         }
     }

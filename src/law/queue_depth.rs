@@ -1,14 +1,16 @@
 //! The plain law: grow when people queue, shrink when nobody does.
 
+use std::cmp::Ordering;
 use std::time::{Duration, Instant};
 
 use super::scale::{Controller, Decision, Reason, Sample};
 use crate::config::Problem;
 
-/// Grows by a factor when the queue reaches a threshold, at most once a cooldown, and shrinks by the same factor
-/// towards what is used when nobody has waited for a while.
+/// Grows by a factor when the queue reaches a threshold or somebody waits for long, at most once a cooldown, and shrinks by
+/// the same factor towards what is used, and never below `base_limit`, when nobody has waited for a while.
 ///
-/// n ← min(`max_size`, ⌈`grow_factor` · n⌉) when q ≥ `threshold` and the cooldown has passed.
+/// n ← min(`max_size`, ⌈`grow_factor` · n⌉) when q ≥ `threshold`, or somebody has waited for a twentieth of their time
+/// (20 ms to 1 s), and the cooldown has passed.
 ///
 /// It asks for connections whenever requests wait, so it grows as well when the database itself is the bottleneck:
 /// choose a `max_size` the database can bear.
@@ -21,11 +23,11 @@ use crate::config::Problem;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct QueueDepth {
-    /// Waiters that make the pool grow. Default 4: a queue of a few is already people waiting.
+    /// Waiters that make the limit grow. Default 4: a queue of a few is already people waiting.
     pub threshold: usize,
     /// Factor of one growth, over 1. Default 1.5: 10 connections become 50 in four steps.
     pub grow_factor: f64,
-    /// Least time between two growths. Default 100 ms: time enough to open the new connections and see the queue fall.
+    /// Least time between two growths. Default 100 ms: time enough to see the queue fall.
     pub cooldown: Duration,
     /// How long nobody must have waited before one shrink. Default 1 s: a pause between two bursts is not the end of
     /// the load.
@@ -77,20 +79,20 @@ impl QueueDepthController {
 
     fn grow(&mut self, now: Instant, sample: &Sample) -> Decision {
         let queue_depth = sample.queue_depth;
-        let target = sample.target;
-        if target >= sample.max_size {
-            return Decision { target, reason: Reason::AtMaxSize { queue_depth } };
+        let limit = sample.limit;
+        if limit >= sample.max_size {
+            return Decision { limit, reason: Reason::AtMaxSize { queue_depth } };
         }
         let since = self.last_growth.map(|at| now.saturating_duration_since(at));
         if let Some(remaining) = since.and_then(|since| self.law.cooldown.checked_sub(since))
             && !remaining.is_zero()
         {
-            return Decision { target, reason: Reason::Cooldown { queue_depth, remaining } };
+            return Decision { limit, reason: Reason::Cooldown { queue_depth, remaining } };
         }
         self.last_growth = Some(now);
-        let grown = (target as f64 * self.law.grow_factor).ceil() as usize;
+        let grown = (limit as f64 * self.law.grow_factor).ceil() as usize;
         Decision {
-            target: grown.min(sample.max_size),
+            limit: grown.min(sample.max_size),
             reason: Reason::QueueOverThreshold { queue_depth, threshold: self.law.threshold },
         }
     }
@@ -99,18 +101,19 @@ impl QueueDepthController {
         let (since, peak) = self.quiet.get_or_insert((now, 0));
         *peak = (*peak).max(sample.peak_in_use).max(sample.in_use);
         let peak_in_use = *peak;
-        let steady = Decision { target: sample.target, reason: Reason::Steady };
+        let steady = Decision { limit: sample.limit, reason: Reason::Steady };
         if now.saturating_duration_since(*since) < self.law.shrink_after {
             return steady;
         }
         // One step down a period: the next one is decided by the use seen after this one.
         self.quiet = Some((now, 0));
-        let step = (sample.target as f64 / self.law.grow_factor).floor() as usize;
-        let target = step.max(peak_in_use).max(sample.min_size);
-        if target >= sample.target {
-            return steady;
+        let step = (sample.limit as f64 / self.law.grow_factor).floor() as usize;
+        let limit = step.max(peak_in_use).min(sample.limit).max(sample.base_limit);
+        match limit.cmp(&sample.limit) {
+            Ordering::Less => Decision { limit, reason: Reason::Drained { peak_in_use } },
+            Ordering::Equal => steady,
+            Ordering::Greater => Decision { limit, reason: Reason::Rested },
         }
-        Decision { target, reason: Reason::Drained { peak_in_use } }
     }
 }
 
@@ -120,12 +123,12 @@ impl Controller for QueueDepthController {
             self.quiet = None;
         }
         // A queue that is full cannot reach a threshold beyond.
-        if sample.queue_depth >= self.law.threshold.min(sample.hard_cap) {
+        if sample.queue_depth >= self.law.threshold.min(sample.hard_cap) || sample.impatient {
             self.grow(now, sample)
         } else if sample.queue_depth == 0 {
             self.shrink(now, sample)
         } else {
-            Decision { target: sample.target, reason: Reason::Steady }
+            Decision { limit: sample.limit, reason: Reason::Steady }
         }
     }
 }
@@ -136,7 +139,7 @@ mod tests {
 
     const TICK: Duration = Duration::from_millis(10);
 
-    /// Feeds the law `ticks` samples 10 ms apart and returns the target after each.
+    /// Feeds the law `ticks` samples 10 ms apart and returns the limit after each.
     fn run(
         law: &mut QueueDepthController,
         now: &mut Instant,
@@ -146,19 +149,20 @@ mod tests {
         (0..ticks)
             .map(|_| {
                 *now += TICK;
-                sample.target = law.on_sample(*now, &sample).target;
-                sample.target
+                sample.limit = law.on_sample(*now, &sample).limit;
+                sample.limit
             })
             .collect()
     }
 
-    fn sample(queue_depth: usize, in_use: usize, target: usize) -> Sample {
+    fn sample(queue_depth: usize, in_use: usize, limit: usize) -> Sample {
         Sample {
             queue_depth,
             in_use,
             peak_in_use: in_use,
-            target,
-            min_size: 10,
+            limit,
+            min_limit: 1,
+            base_limit: 10,
             max_size: 50,
             hard_cap: 200,
             ..Sample::default()
@@ -172,11 +176,11 @@ mod tests {
     #[test]
     fn a_lasting_queue_grows_the_pool_by_the_factor_once_a_cooldown() {
         let (mut law, mut now) = law();
-        let targets = run(&mut law, &mut now, 45, sample(100, 10, 10));
-        let mut steps = targets.clone();
+        let limits = run(&mut law, &mut now, 45, sample(100, 10, 10));
+        let mut steps = limits.clone();
         steps.dedup();
         assert_eq!(steps, [15, 23, 35, 50]);
-        assert_eq!(targets.iter().filter(|t| **t == 15).count(), 10, "a cooldown is ten ticks");
+        assert_eq!(limits.iter().filter(|t| **t == 15).count(), 10, "a cooldown is ten ticks");
     }
 
     #[test]
@@ -193,11 +197,11 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_pool_shrinks_by_the_factor_once_a_period_down_to_min_size() {
+    fn an_idle_pool_shrinks_by_the_factor_once_a_period_down_to_base_limit() {
         let (mut law, mut now) = law();
-        let mut targets = run(&mut law, &mut now, 800, sample(0, 0, 50));
-        targets.dedup();
-        assert_eq!(targets, [50, 33, 22, 14, 10]);
+        let mut limits = run(&mut law, &mut now, 800, sample(0, 0, 50));
+        limits.dedup();
+        assert_eq!(limits, [50, 33, 22, 14, 10]);
     }
 
     #[test]
@@ -205,6 +209,20 @@ mod tests {
         let (mut law, mut now) = law();
         let last = run(&mut law, &mut now, 1_000, sample(0, 27, 50)).pop();
         assert_eq!(last, Some(27));
+    }
+
+    #[test]
+    fn a_limit_that_was_lowered_below_base_limit_returns_there_when_nobody_waits() {
+        let (mut law, mut now) = law();
+        let limits = run(&mut law, &mut now, 150, sample(0, 4, 4));
+        assert_eq!((limits[90], limits[149]), (4, 10));
+    }
+
+    #[test]
+    fn one_who_waits_for_long_makes_it_grow_though_the_queue_is_short() {
+        let (mut law, mut now) = law();
+        let impatient = Sample { impatient: true, ..sample(1, 10, 10) };
+        assert_eq!(run(&mut law, &mut now, 45, impatient).pop(), Some(50));
     }
 
     #[test]
@@ -221,8 +239,8 @@ mod tests {
         let (mut law, now) = law();
         for at in [now, now, now + Duration::from_secs(86_400), now] {
             for q in [0, 1, usize::MAX] {
-                let target = law.on_sample(at, &sample(q, 10, 10)).target;
-                assert!((10..=50).contains(&target));
+                let limit = law.on_sample(at, &sample(q, 10, 10)).limit;
+                assert!((10..=50).contains(&limit));
             }
         }
     }

@@ -10,17 +10,17 @@ pub(super) const POOL_STATUS: HeaderName = HeaderName::from_static("x-pool-statu
 
 /// The snapshot as JSON in one line of ASCII.
 pub(super) fn pool_status(snapshot: &Snapshot) -> Option<HeaderValue> {
-    let Snapshot { size, in_use, idle, opening, closing, queue_depth, target, .. } = snapshot;
-    let Snapshot { min_size, max_size, soft_cap, hard_cap, .. } = snapshot;
+    let Snapshot { size, in_use, idle, reserve, opening, closing, queue_depth, limit, .. } = snapshot;
+    let Snapshot { min_limit, base_limit, min_size, max_size, soft_cap, hard_cap, .. } = snapshot;
     let mut json = String::with_capacity(256);
     json.push_str("{\"name\":");
     push_quoted(&mut json, &snapshot.name);
     // Writing to a string cannot fail.
     let _ = write!(
         json,
-        ",\"size\":{size},\"in_use\":{in_use},\"idle\":{idle},\"opening\":{opening},\"closing\":{closing},\
-         \"queue_depth\":{queue_depth},\"target\":{target},\"min_size\":{min_size},\"max_size\":{max_size},\
-         \"soft_cap\":{soft_cap},\"hard_cap\":{hard_cap},\"last_decision\":",
+        ",\"size\":{size},\"in_use\":{in_use},\"idle\":{idle},\"reserve\":{reserve},\"opening\":{opening},\
+         \"closing\":{closing},\"queue_depth\":{queue_depth},\"limit\":{limit},\"min_limit\":{min_limit},\
+         \"base_limit\":{base_limit},\"min_size\":{min_size},\"max_size\":{max_size},\"soft_cap\":{soft_cap},\"hard_cap\":{hard_cap},\"last_decision\":",
     );
     push_quoted(&mut json, snapshot.last_decision.reason.code());
     json.push('}');

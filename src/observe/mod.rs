@@ -67,12 +67,12 @@ pub enum Event<'a> {
         /// Where it ran.
         server: &'a ServerInfo,
     },
-    /// The target changed.
+    /// The limit changed: how many connections may be in use at once.
     #[non_exhaustive]
-    Resized {
-        /// The target before, in connections.
+    LimitChanged {
+        /// The limit before.
         from: usize,
-        /// The target now.
+        /// The limit now.
         to: usize,
         /// Why.
         reason: Reason,
@@ -85,10 +85,10 @@ pub enum Event<'a> {
         /// Who would have refused.
         by: ShedBy,
     },
-    /// A dry run would have changed the target.
+    /// A dry run would have changed the limit.
     #[non_exhaustive]
-    WouldResize {
-        /// The target as it stays, in connections.
+    WouldChangeLimit {
+        /// The limit as it stays.
         from: usize,
         /// What it would have been.
         to: usize,
@@ -106,6 +106,12 @@ pub enum Event<'a> {
     DialFailed {
         /// Why.
         error: &'a SharedError,
+    },
+    /// Connections were free for `idle_timeout`, and more than `min_size` were open: they were closed.
+    #[non_exhaustive]
+    IdleClosed {
+        /// How many.
+        closed: usize,
     },
     /// Somebody has held a connection for longer than `leak_warning_after`; told once for each hold.
     #[non_exhaustive]

@@ -125,7 +125,7 @@ where
                 counters.shed(1, shed.reason, *by);
                 mark_shed(shed);
             }
-            Event::Resized { from, to, .. } => counters.scaled(1, to > from),
+            Event::LimitChanged { from, to, .. } => counters.scaled(1, to > from),
             Event::AcquireTimedOut { error, waited } => self.acquire_span(gate, error, *waited),
             Event::QueryTimedOut { ran, text, code, server } => {
                 self.query_span(gate, *ran, *text, code, server);
@@ -133,9 +133,10 @@ where
             Event::HeldForLong { .. } => counters.held_for_long(1),
             Event::SlowQuery { .. }
             | Event::WouldShed { .. }
-            | Event::WouldResize { .. }
+            | Event::WouldChangeLimit { .. }
             | Event::Dialed { .. }
             | Event::DialFailed { .. }
+            | Event::IdleClosed { .. }
             | Event::WrittenOff {}
             | Event::SettingRefused { .. } => {}
         }
@@ -149,7 +150,7 @@ impl Counters {
         Self {
             pool,
             backpressure: counter("db.pool.backpressure_events", "Requests refused at once"),
-            scale: counter("db.pool.scale_events", "Changes of the pool's target size"),
+            scale: counter("db.pool.scale_events", "Changes of the pool's limit"),
             held_for_long: counter("adaptive_pool.held_for_long", "Holds past leak_warning_after"),
         }
     }

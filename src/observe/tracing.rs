@@ -5,7 +5,7 @@ use crate::gate::Gate;
 
 /// Tells `tracing` what happens, under the target `tower_adaptive_pool`.
 ///
-/// Changes of size are `info`, time-outs, slow queries, failed dials and refused settings `warn`, a place written off `error`; refusals are `debug`,
+/// Changes of the limit are `info`, time-outs, slow queries, failed dials and refused settings `warn`, a place written off `error`; refusals are `debug`,
 /// because under overload there are thousands of them.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
@@ -41,17 +41,25 @@ impl Observer for Tracing {
                 tracing::warn!(pool, code, ?ran, text, "query timed out");
             }
             Event::SlowQuery { ran, text, .. } => tracing::warn!(pool, ?ran, text, "slow query"),
-            Event::Resized { from, to, reason } => {
-                tracing::info!(pool, from, to, reason = reason.code(), ?reason, "resized");
+            Event::LimitChanged { from, to, reason } => {
+                tracing::info!(pool, from, to, reason = reason.code(), ?reason, "limit changed");
             }
             Event::WouldShed { shed, by } => {
                 tracing::debug!(pool, by = by.code(), reason = shed.reason.code(), "would have refused");
             }
-            Event::WouldResize { from, to, reason } => {
-                tracing::info!(pool, from, to, reason = reason.code(), ?reason, "would have resized");
+            Event::WouldChangeLimit { from, to, reason } => {
+                tracing::info!(
+                    pool,
+                    from,
+                    to,
+                    reason = reason.code(),
+                    ?reason,
+                    "would have changed the limit"
+                );
             }
             Event::Dialed { took } => tracing::debug!(pool, ?took, "connection opened"),
             Event::DialFailed { error } => tracing::warn!(pool, %error, "dial failed"),
+            Event::IdleClosed { closed } => tracing::debug!(pool, closed, "idle connections closed"),
             Event::HeldForLong { hold } => {
                 tracing::warn!(pool, held = ?hold.held, acquired_at = %hold.acquired_at, "connection held for long: leaked?");
             }

@@ -59,7 +59,7 @@ struct Checking<'a, B: Backend> {
 impl<B: Backend> Drop for Checking<'_, B> {
     fn drop(&mut self) {
         if let Some(item) = self.item.take() {
-            self.inner.slots.revoke(item, self.why);
+            self.inner.slots.revoke(item, self.why, || Instant::now().into_std());
             self.inner.reconcile();
         }
     }

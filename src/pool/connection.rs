@@ -123,7 +123,7 @@ impl<B: Backend> Inner<B> {
     }
 
     fn discard(&self, item: Item<B>) {
-        self.slots.retire(item);
+        self.slots.retire(item, || Instant::now().into_std());
         self.reconcile();
     }
 }

@@ -72,7 +72,7 @@ impl Dialing {
 
     /// The reason of a wait in vain, when dialing is what failed: no connection serves.
     pub fn blocking_error(&self, counts: &Counts) -> Option<SharedError> {
-        if counts.in_use + counts.idle == 0 { self.last_error() } else { None }
+        if counts.open() == 0 { self.last_error() } else { None }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -88,7 +88,7 @@ impl State {
 }
 
 impl<B: Backend> Inner<B> {
-    /// Starts the dials that target and ceiling ask for. To be called after everything that makes room or need.
+    /// Starts the dials that limit, `min_size` and ceiling ask for. To be called after everything that makes room or need.
     ///
     /// No need is lost: a dialer looks again under the same lock before it ends.
     pub(super) fn reconcile(&self) {
@@ -115,15 +115,13 @@ impl<B: Backend> Inner<B> {
         self.dialing.lock().not_before
     }
 
-    /// Wants no more than what is open, for now: the controller may ask again, and the dials are a second apart.
+    /// Uses no more than what is open, for now: the controller may ask again, and the dials are a second apart.
     fn stay(&self) {
         let counts = self.slots.counts();
-        let target = (counts.in_use + counts.idle).clamp(counts.min_size, counts.max_size);
-        if target < counts.target {
-            let reason = Reason::ServerFull;
-            self.slots.set_target(target);
-            self.gate.decided(Decision { target, reason });
-            self.gate.observe(|| Event::Resized { from: counts.target, to: target, reason });
+        let limit = counts.open().max(counts.min_limit);
+        if limit < counts.limit && !self.gate.is_dry_run() {
+            self.slots.set_limit(limit, Instant::now().into_std());
+            self.gate.limit_changed(counts.limit, Decision { limit, reason: Reason::ServerFull });
         }
     }
 

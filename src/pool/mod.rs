@@ -1,4 +1,4 @@
-//! The pool: a gate, its slots full of connections, and the dials and closes that make the gate's target come true.
+//! The pool: a gate, its slots full of connections, and the dials and closes that the gate's limit asks for.
 
 mod check;
 mod connection;
@@ -22,9 +22,10 @@ use crate::config::{Builder, ConfigError};
 use crate::error::{AcquireError, DrainTimeout, NotReady, ShedReason};
 use crate::gate::counts::{Bounds, Counts};
 use crate::gate::holds::At;
-use crate::gate::permits::Entry;
+use crate::gate::permits::{Entry, Keeps};
+use crate::gate::queue::Grant;
 use crate::gate::slots::Slots;
-use crate::gate::{Acquiring, Gate, Grant, Plant, Snapshot, Span, drain, guarded, start_driver};
+use crate::gate::{Acquiring, Gate, Plant, Snapshot, Span, drain, guarded, start_driver};
 use crate::observe::{Event, ShedBy};
 use crate::terms::{Terms, after};
 
@@ -133,7 +134,7 @@ impl<B: Backend> AdaptivePool<B> {
         }
         let mut acquiring = Acquiring::new(&inner.gate, &inner.slots, terms);
         if let Some(item) = taken {
-            acquiring.resume(Entry::Granted(item));
+            acquiring.resume(Entry::Granted(Grant { item, unproven: false }));
         }
         loop {
             let Grant { item, unproven } = match (&mut acquiring).await {
@@ -172,7 +173,7 @@ impl<B: Backend> AdaptivePool<B> {
         let mut entry = inner.slots.try_enter(|| inner.gate.holds().clock.look().into_std());
         loop {
             match entry {
-                Entry::Granted(item) | Entry::Unproven(item) => match inner.state_of(&item) {
+                Entry::Granted(Grant { item, .. }) => match inner.state_of(&item) {
                     ConnectionState::Ready | ConnectionState::Check => {
                         return Ok(Connection::new(item, inner, terms, at));
                     }
@@ -204,7 +205,7 @@ impl<B: Backend> AdaptivePool<B> {
         loop {
             let changed = inner.changed.notified();
             let counts = inner.slots.counts();
-            let open = counts.in_use + counts.idle;
+            let open = counts.open();
             if open >= counts.min_size {
                 return Ok(());
             }
@@ -250,7 +251,7 @@ impl<B: Backend> AdaptivePool<B> {
 
     pub(crate) fn start(builder: Builder<B>) -> Result<Self, ConfigError> {
         let (settings, backend, runtime) = builder.checked()?;
-        let slots = Slots::new(settings.bounds());
+        let slots = Slots::new(settings.bounds(), Keeps::Reserve);
         let gate = Gate::new(&settings, slots.published.clone());
         let inner = Arc::new_cyclic(|this| Inner {
             gate: gate.clone(),
@@ -283,7 +284,8 @@ impl<B: Backend> Inner<B> {
 
     /// A dead connection goes, and its acquire goes on with the next one; it waits for one only if it has a span to do so.
     fn replace(&self, dead: Item<B>, span: Option<Span>) -> Entry<Item<B>> {
-        let entry = self.slots.reject(dead, span.map(|span| (span.class, span.times())));
+        let waits = span.map(|span| (span.class, span.times()));
+        let entry = self.slots.reject(dead, waits, || Clock::now().into_std());
         self.reconcile();
         entry
     }
@@ -333,17 +335,17 @@ impl<B: Backend> Plant for Inner<B> {
         self.slots.set_driven(driven);
     }
 
-    fn set_target(&self, target: usize) {
-        self.slots.set_target(target);
+    fn set_limit(&self, limit: usize) {
+        self.slots.set_limit(limit, Clock::now().into_std());
         self.reconcile();
     }
 
     fn set_bounds(&self, bounds: Bounds) {
-        self.slots.set_bounds(bounds);
+        self.slots.set_bounds(bounds, Clock::now().into_std());
         self.reconcile();
     }
 
-    fn close_idle_since(&self, cutoff: Instant) -> usize {
+    fn close_idle_since(&self, cutoff: Option<Instant>) -> (usize, Option<Instant>) {
         self.slots.close_idle_since(cutoff)
     }
 

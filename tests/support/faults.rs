@@ -79,8 +79,7 @@ impl Db {
     pub fn builder(&self, port: u16) -> Builder<Postgres> {
         let backend = Postgres::new(self.config(port), NoTls).query_timeout(QUERY_TIMEOUT);
         AdaptivePool::builder(backend)
-            .min_size(MAX_SIZE)
-            .max_size(MAX_SIZE)
+            .fixed_size(MAX_SIZE)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .dial_timeout(DIAL_TIMEOUT)
     }

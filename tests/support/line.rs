@@ -13,7 +13,7 @@ pub type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// A limiter of one permit.
 pub fn one_permit(soft_cap: usize, hard_cap: usize) -> Limiter {
-    let builder = Limiter::builder().min_size(1).max_size(1).soft_cap(soft_cap).hard_cap(hard_cap);
+    let builder = Limiter::builder().fixed_size(1).soft_cap(soft_cap).hard_cap(hard_cap);
     builder.seed(7).build().unwrap()
 }
 

@@ -74,6 +74,10 @@ impl Sim {
         self.0.down.store(down, SeqCst);
     }
 
+    pub fn is_down(&self) -> bool {
+        self.0.down.load(SeqCst)
+    }
+
     /// From now on no connection answers a check.
     pub fn go_silent(&self) {
         self.0.silent.store(true, SeqCst);

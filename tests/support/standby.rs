@@ -44,8 +44,7 @@ impl Waiting {
         config = Config::new();
         config.host("127.0.0.1").port(self.proxy.port()).user("app").password(password).dbname("app");
         let backend = Postgres::new(config, NoTls).query_timeout(query_timeout);
-        let pool =
-            AdaptivePool::builder(backend).min_size(1).max_size(1).acquire_timeout(SOON).build().unwrap();
+        let pool = AdaptivePool::builder(backend).fixed_size(1).acquire_timeout(SOON).build().unwrap();
         pool.ready().await.unwrap();
         pool
     }

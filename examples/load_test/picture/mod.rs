@@ -49,7 +49,7 @@ pub fn draw(path: &Path, runs: &[&Run], command: &str) -> Result<(), Error> {
     let most = runs
         .iter()
         .flat_map(|run| &run.timeline)
-        .flat_map(|row| [open(row), row.target.map(|target| target as f64)])
+        .flat_map(|row| [open(row), row.limit.map(|limit| limit as f64)])
         .flatten()
         .fold(1.0, f64::max);
     draw_connections(&panel(CONNECTIONS, 0.0, most * 1.1), &lines)?;
@@ -120,10 +120,10 @@ fn draw_latencies(panel: &Panel<'_, '_>, lines: &[Line<'_>]) -> Result<(), Error
 
 fn draw_connections(panel: &Panel<'_, '_>, lines: &[Line<'_>]) -> Result<(), Error> {
     shade_burst(panel, lines[0].run)?;
-    panel.frame("open connections, and the adaptive pool's target (dashed)", &ticks(panel.high, ""))?;
+    panel.frame("open connections, and the adaptive pool's limit (dashed)", &ticks(panel.high, ""))?;
     for line in lines.iter().filter(|line| line.run.pool == "adaptive") {
-        let target = maybe(line.run, |row| row.target.map(|target| target as f64));
-        panel.dashed(&target, ADAPTIVE.mix(0.7).stroke_width(2))?;
+        let limit = maybe(line.run, |row| row.limit.map(|limit| limit as f64));
+        panel.dashed(&limit, ADAPTIVE.mix(0.7).stroke_width(2))?;
     }
     panel.time_axis()?;
     draw_lines(panel, lines, open)

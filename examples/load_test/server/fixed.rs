@@ -47,7 +47,7 @@ pub fn sizes(pool: &Pool) -> Sizes {
     let status = pool.status();
     Sizes {
         size: status.size,
-        target: status.max_size,
+        limit: status.max_size,
         in_use: status.size - status.available,
         idle: status.available,
         queue_depth: status.waiting,

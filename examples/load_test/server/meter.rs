@@ -83,7 +83,7 @@ async fn watch(seen: Arc<Mutex<Seen>>, look: impl Fn() -> Sizes) {
         if turn.is_multiple_of(KEEP) {
             seen.samples.push(ServerSample {
                 unix_s: unix_s(SystemTime::now()),
-                target: sizes.target as u64,
+                limit: sizes.limit as u64,
                 in_use: sizes.in_use as u64,
                 idle: sizes.idle as u64,
                 queue_depth: sizes.queue_depth as u64,

@@ -98,7 +98,7 @@ impl RunningServer {
 #[derive(Clone, Copy)]
 pub struct Sizes {
     pub size: usize,
-    pub target: usize,
+    pub limit: usize,
     pub in_use: usize,
     pub idle: usize,
     pub queue_depth: usize,

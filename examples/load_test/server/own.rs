@@ -73,7 +73,7 @@ pub fn sizes(gate: &Gate) -> Sizes {
     let seen = gate.snapshot();
     Sizes {
         size: seen.size,
-        target: seen.target,
+        limit: seen.limit,
         in_use: seen.in_use,
         idle: seen.idle,
         queue_depth: seen.queue_depth,

@@ -13,10 +13,17 @@ use shuttle::future::block_on;
 use shuttle::rand::{Rng, thread_rng};
 
 use super::counts::Bounds;
-use super::permits::Leave;
+use super::permits::{Keeps, Leave};
 use pool::{Caller, Pool};
 
-const BOUNDS: Bounds = Bounds { min_size: 1, max_size: 2, hard_cap: 2, check_after: Duration::ZERO };
+const BOUNDS: Bounds = Bounds {
+    min_limit: 1,
+    base_limit: 1,
+    min_size: 1,
+    max_size: 2,
+    hard_cap: 2,
+    check_after: Duration::ZERO,
+};
 
 /// Half of the schedules are random; half are PCT's, which finds what needs a few turns in just the wrong places.
 fn interleave(test: fn()) {
@@ -29,7 +36,7 @@ fn soon() -> Caller {
 }
 
 #[test]
-fn a_granted_waiter_cancelled_while_the_target_shrinks_and_its_connection_dies_loses_nothing() {
+fn a_granted_waiter_cancelled_while_the_limit_falls_and_its_connection_dies_loses_nothing() {
     interleave(|| {
         let pool = Pool::new(BOUNDS, 2);
         let [dying, other] = [Caller::Tries; 2].map(|caller| pool.acquire(caller).expect("two are idle"));
@@ -38,13 +45,46 @@ fn a_granted_waiter_cancelled_while_the_target_shrinks_and_its_connection_dies_l
         let waiting = pool.spawn(|pool| pool.call(Caller::Waits));
         let server = pool.spawn(move |pool| pool.kill(dies));
         pool.give_back(dying);
-        pool.set_target(1);
+        pool.set_limit(1);
         pool.give_back(other);
         let counts = pool.look();
-        assert!(counts.in_use + counts.idle <= 1, "what came back since is surplus: {counts:?}");
+        assert!(counts.in_use <= 1, "what came back since is free: {counts:?}");
         leaving.join().unwrap();
         server.join().unwrap();
         assert!(waiting.join().unwrap(), "who stays is served");
+        pool.at_rest(2);
+    });
+}
+
+#[test]
+fn who_waits_gets_the_reserve_as_soon_as_the_limit_has_room() {
+    interleave(|| {
+        let pool = Pool::new(BOUNDS, 2);
+        pool.set_limit(1);
+        let held = pool.acquire(Caller::Tries).expect("one may be used");
+        assert_eq!((pool.look().reserve, pool.look().idle), (1, 0));
+        let waiting = pool.spawn(|pool| pool.call(Caller::Waits));
+        // What makes room: a higher limit, higher bounds, or that the one in use dies.
+        match thread_rng().gen_range(0..3) {
+            0 => {
+                let raises = pool.spawn(|pool| pool.set_limit(2));
+                assert!(waiting.join().unwrap(), "the other one is still held");
+                raises.join().unwrap();
+                pool.give_back(held);
+            }
+            1 => {
+                let bounds = Bounds { min_limit: 2, base_limit: 2, ..BOUNDS };
+                let raises = pool.spawn(move |pool| pool.slots.set_bounds(bounds, pool.now));
+                assert!(waiting.join().unwrap(), "the other one is still held");
+                raises.join().unwrap();
+                pool.give_back(held);
+            }
+            _ => {
+                held.dead.store(true, Relaxed);
+                pool.give_back(held);
+                assert!(waiting.join().unwrap());
+            }
+        }
         pool.at_rest(2);
     });
 }
@@ -93,7 +133,7 @@ fn a_close_answers_everybody_whoever_comes_leaves_or_gives_back_meanwhile() {
         let callers = [Caller::Waits, soon()].map(|caller| pool.spawn(move |pool| pool.call(caller)));
         let server = pool.spawn(move |pool| {
             pool.kill(dies);
-            pool.set_target(1);
+            pool.set_limit(1);
         });
         pool.give_back(dying);
         pool.slots.close();
@@ -121,7 +161,8 @@ fn whoever_comes_wakes_the_driver() {
 #[test]
 fn whatever_three_tasks_do_nothing_is_lost() {
     interleave(|| {
-        let pool = Pool::new(Bounds { hard_cap: 1, ..BOUNDS }, 2);
+        let keeps = if thread_rng().gen_bool(0.5) { Keeps::Reserve } else { Keeps::Nothing };
+        let pool = Pool::of(Bounds { hard_cap: 1, ..BOUNDS }, 2, keeps);
         let tasks = [(); 3].map(|()| pool.spawn(|pool| (0..3).for_each(|_| acquire_and_do_anything(pool))));
         for task in tasks {
             task.join().unwrap();
@@ -140,16 +181,17 @@ fn acquire_and_do_anything(pool: &Pool) {
         _ => None,
     };
     match draw.gen_range(0..40) {
-        0..10 => pool.set_target(draw.gen_range(1..3)),
+        0..10 => pool.set_limit(draw.gen_range(1..3)),
         10..20 => pool.kill(draw.gen_range(0..6)),
         20..24 => pool.failing.store(draw.gen_range(1..3), Relaxed),
         24..30 => {
             let max_size = draw.gen_range(1..3);
-            pool.slots.set_bounds(Bounds { max_size, ..pool.slots.bounds() });
+            let bounds = pool.slots.bounds().with_size(1, max_size);
+            pool.slots.set_bounds(bounds, pool.now);
             pool.fill();
         }
         30..33 => drop(pool.slots.sample(pool.now)),
-        33 => drop(pool.slots.close_idle_since(pool.now)),
+        33 => drop(pool.slots.close_idle_since(Some(pool.now))),
         34 => pool.slots.close_unproven(),
         35 => drop(pool.slots.expire(pool.now + Duration::from_secs(draw.gen_range(0..3)))),
         36 => pool.slots.start_drain(),

@@ -17,9 +17,9 @@ use crate::error::SharedError;
 use crate::gate::acquire::Wait;
 use crate::gate::counts::{Bounds, Counts};
 use crate::gate::ledger::Acquires;
-use crate::gate::permits::{Entry, Leave};
-use crate::gate::queue::{Answer, Key};
-use crate::gate::slots::{Slots, Times};
+use crate::gate::permits::{Entry, Keeps, Leave};
+use crate::gate::queue::{Answer, Grant, Key, Times};
+use crate::gate::slots::Slots;
 use crate::terms::Class;
 
 /// Like a real one it dies when it likes, and makes room when it is dropped.
@@ -48,6 +48,7 @@ impl Drop for Conn {
 /// locks and atomics: nobody's turn ends there (but for `open`).
 pub(super) struct Pool {
     pub slots: Slots<Conn>,
+    keeps: Keeps,
     server: Arc<Server>,
     /// Of every connection made, whether it is dead.
     made: Mutex<Vec<Arc<AtomicBool>>>,
@@ -75,9 +76,15 @@ pub(super) enum Caller {
 }
 
 impl Pool {
-    pub fn new(bounds: Bounds, target: usize) -> Arc<Self> {
+    /// With so many open, and the limit there too.
+    pub fn new(bounds: Bounds, limit: usize) -> Arc<Self> {
+        Self::of(bounds, limit, Keeps::Reserve)
+    }
+
+    pub fn of(bounds: Bounds, limit: usize, keeps: Keeps) -> Arc<Self> {
         let pool = Arc::new_cyclic(|this| Self {
-            slots: Slots::new(bounds),
+            slots: Slots::new(bounds, keeps),
+            keeps,
             server: Arc::default(),
             made: Mutex::default(),
             failing: AtomicUsize::new(0),
@@ -86,7 +93,7 @@ impl Pool {
             now: Instant::now(),
             this: this.clone(),
         });
-        pool.set_target(target);
+        pool.set_limit(limit);
         pool
     }
 
@@ -118,8 +125,8 @@ impl Pool {
         }
     }
 
-    pub fn set_target(&self, target: usize) {
-        self.slots.set_target(target);
+    pub fn set_limit(&self, limit: usize) {
+        self.slots.set_limit(limit, self.now);
         self.fill();
     }
 
@@ -139,20 +146,20 @@ impl Pool {
         let deadline = self.now + Duration::from_secs(thread_rng().gen_range(1..3));
         let enter = || self.slots.enter(Waker::noop(), Class::High, Times { now: self.now, deadline });
         let mut entry = match self.slots.take(Class::High) {
-            Some(conn) => Entry::Granted(conn),
+            Some(item) => Entry::Granted(Grant { item, unproven: false }),
             None if may_wait => enter(),
             None => self.slots.try_enter(|| self.now),
         };
         loop {
             let conn = match entry {
-                Entry::Granted(conn) | Entry::Unproven(conn) => conn,
+                Entry::Granted(grant) => grant.item,
                 Entry::Queued(key) => self.wait(key, caller)?,
                 Entry::Full(_) => return self.refused(|told| told.shed += 1),
                 Entry::TimedOut => return self.left(Leave::TimedOut),
                 Entry::Failed(_) | Entry::Closed => return self.refused(|told| told.failed += 1),
             };
             if let Caller::LeavesChecking(why) = caller {
-                self.slots.revoke(conn, why);
+                self.slots.revoke(conn, why, || self.now);
                 self.fill();
                 return self.left(why);
             }
@@ -161,8 +168,8 @@ impl Pool {
                 assert!(self.held.lock().unwrap().insert(conn.id), "{} has two holders", conn.id);
                 return Some(conn);
             }
-            entry =
-                self.slots.reject(conn, may_wait.then_some((Class::High, Times { now: self.now, deadline })));
+            let waits = may_wait.then_some((Class::High, Times { now: self.now, deadline }));
+            entry = self.slots.reject(conn, waits, || self.now);
             self.fill();
         }
     }
@@ -182,7 +189,7 @@ impl Pool {
             }
         }));
         match (answer, caller) {
-            (Some(Answer::Granted(conn)), _) => Some(conn),
+            (Some(Answer::Granted(grant)), _) => Some(grant.item),
             (Some(Answer::PushedOut), _) => self.refused(|told| told.shed += 1),
             (Some(Answer::TimedOut), _) => self.left(Leave::TimedOut),
             (Some(Answer::Failed(_) | Answer::Closed), _) => self.refused(|told| told.failed += 1),
@@ -200,7 +207,7 @@ impl Pool {
     pub fn give_back(&self, conn: Conn) {
         self.held.lock().unwrap().remove(&conn.id);
         if conn.dead.load(Relaxed) {
-            self.slots.retire(conn);
+            self.slots.retire(conn, || self.now);
             self.fill();
         } else if self.slots.release(conn, Some(Duration::from_millis(1)), || self.now) {
             self.fill();
@@ -234,6 +241,7 @@ impl Pool {
     pub fn look(&self) -> Counts {
         let counts = self.slots.counts();
         assert!(counts.queue_depth == 0 || counts.idle == 0, "somebody waits beside an idle one: {counts:?}");
+        assert!(counts.idle == 0 || counts.in_use + counts.idle <= counts.limit, "{counts:?}");
         assert!(counts.queue_depth <= counts.hard_cap, "too many wait: {counts:?}");
         assert!(counts.queue_depth as u64 <= counts.acquires.waiting(), "{counts:?}");
         counts
@@ -243,13 +251,20 @@ impl Pool {
     pub fn at_rest(&self, ceiling: usize) {
         let counts = self.look();
         assert_eq!((counts.in_use, counts.opening, counts.queue_depth), (0, 0, 0), "{counts:?}");
-        let expected = if self.slots.published.draining() { 0 } else { counts.target };
-        assert_eq!((counts.idle, counts.places), (expected, expected), "{counts:?}");
-        assert_eq!(self.server.open.load(Relaxed), expected, "{counts:?}");
+        let open = counts.open();
+        if self.slots.published.draining() {
+            assert_eq!(open, 0, "{counts:?}");
+        } else {
+            let goal = if self.keeps == Keeps::Reserve { counts.min_size } else { 0 };
+            assert!(open >= counts.limit.max(goal) && open <= counts.max_size, "{counts:?}");
+            assert!(open == counts.limit || self.keeps == Keeps::Reserve, "{counts:?}");
+        }
+        assert_eq!((counts.idle, counts.places), (open.min(counts.limit), open), "{counts:?}");
+        assert_eq!(self.server.open.load(Relaxed), open, "{counts:?}");
         assert!(self.server.most_open.load(Relaxed) <= ceiling, "{:?} > {ceiling}", self.server.most_open);
         assert_eq!(counts.acquires, *self.told.lock().unwrap());
         let seen = self.slots.published.occupancy();
-        assert_eq!((seen.queue_depth, seen.idle, seen.capacity), (0, expected, expected));
+        assert_eq!((seen.queue_depth, seen.idle, seen.capacity), (0, counts.idle, counts.capacity()));
     }
 }
 

@@ -12,6 +12,8 @@ use crate::law::scale::{Decision, Reason, Sample};
 const COOLDOWN: Duration = Duration::from_millis(100);
 /// And for one of many that knows nothing of the database at ease: the others grow as well.
 const COOLDOWN_BLIND: Duration = Duration::from_secs(1);
+/// So many times the use time of those that ended, uses in progress are of another kind.
+const LONGER: f64 = 4.0;
 /// Completions before a size is judged, and as many as it has connections.
 pub(super) const FEWEST: f64 = 40.0;
 /// Standard errors that decide a trial, or growth past what the load seems to need.
@@ -25,18 +27,18 @@ const CEILING_FAR: f64 = 1.5;
 const CEILING_CLOSE: f64 = 1.2;
 /// A size this far over what the load needs is tried downwards in larger steps, of at most this ratio.
 const OVER_NEED: (f64, f64) = (1.25, 1.5);
-/// Time-outs and failures, as one in so many completions, at which growth is not the remedy.
+/// Failures, as one in so many completions, at which growth is not the remedy.
 const ONE_IN: u64 = 20;
 
 impl PaidGrowthController {
     pub(super) fn grow(&mut self, now: Instant, sample: &Sample) -> Decision {
-        let size = sample.target;
-        let stay = |reason| Decision { target: size, reason };
-        if sample.opening > 0 || sample.in_use < size {
+        let size = sample.limit;
+        let stay = |reason| Decision { limit: size, reason };
+        if sample.in_use < size {
             return stay(Reason::Steady);
         }
-        let &Sample { queue_depth, timeouts, failures, dial_failures, completions, .. } = sample;
-        let vetoed = stay(Reason::Vetoed { queue_depth, dial_failures, timeouts, failures });
+        let &Sample { queue_depth, failures, dial_failures, completions, .. } = sample;
+        let vetoed = stay(Reason::Vetoed { queue_depth, dial_failures, failures });
         let many = |count: u64| completions < ONE_IN.saturating_mul(count);
         if many(failures) {
             return vetoed; // what was seen of them is no evidence for anything
@@ -47,9 +49,9 @@ impl PaidGrowthController {
             return self.on_trial(now, sample, trial, here);
         }
         let known = here.and_then(|here| self.go_where_it_is_known_to_pay(now, sample, &here));
-        let no_growth = dial_failures > 0 || many(timeouts);
+        let no_growth = dial_failures > 0;
         match known {
-            Some(known) if known.target < size || !no_growth => return known,
+            Some(known) if known.limit < size || !no_growth => return known,
             _ if no_growth => return vetoed,
             _ => {}
         }
@@ -61,40 +63,56 @@ impl PaidGrowthController {
         } else {
             self.load.arrivals_per_s()
         };
-        let need = self.need(arrivals, sample);
+        let stuck = self.stuck(now, sample);
+        let mut need = self.need(arrivals, sample);
+        if stuck {
+            // Each of those who wait needs a connection: what is in use does not come back for them.
+            need = need.max((size + queue_depth) as f64);
+        }
         let blindly = self.grows_blindly(size);
         let rested = self.moved.is_none_or(|at| now.saturating_duration_since(at) > COOLDOWN_BLIND);
         let needed = (size + 1) as f64 <= need && (rested || !blindly);
-        let Some(here) = here else { return self.grow_unproven(now, sample, need) };
-        let (believed, shown) = self.elasticity_here(&here);
+        let Some(here) = here else { return self.grow_unproven(now, sample, need, stuck) };
+        let (mut believed, shown) = self.elasticity_here(&here);
+        if stuck {
+            // Long uses are no sign of a database that is full: only what was shown counts.
+            believed = if shown.error.is_finite() { shown.value + shown.error } else { BELIEVED.value };
+        }
         let surely = |e: Estimate| e.value - DECIDED * e.error >= self.law.pays;
         if believed < self.law.pays || !(needed || (surely(shown) && surely(self.slope_here(&here)))) {
             return self.hold(now, sample, Some(here), not_paying(sample, shown));
         }
         let to = self.step(sample, believed, need);
-        let grown = Decision { target: to, reason: growing(sample, need, shown) };
+        let grown = Decision { limit: to, reason: growing(sample, need, shown) };
         self.grow_under_ceiling(now, sample, here, to).unwrap_or(grown)
     }
 
     /// Nothing is known of this size yet: growth goes by what the load needs, with a pause between two steps.
-    fn grow_unproven(&mut self, now: Instant, sample: &Sample, need: f64) -> Decision {
-        let &Sample { queue_depth, target: size, .. } = sample;
-        if self.grows_blindly(size) || (size + 1) as f64 > need {
+    fn grow_unproven(&mut self, now: Instant, sample: &Sample, need: f64, stuck: bool) -> Decision {
+        let &Sample { queue_depth, limit: size, .. } = sample;
+        let since = self.moved.map_or(Duration::MAX, |at| now.saturating_duration_since(at));
+        let blindly = self.grows_blindly(size) && !(stuck && since >= COOLDOWN_BLIND);
+        if blindly || (size + 1) as f64 > need {
             let estimated_wait = duration(estimated_wait(sample));
             return Decision {
-                target: size,
+                limit: size,
                 reason: Reason::GatheringEvidence { queue_depth, estimated_wait },
             };
         }
-        let since = self.moved.map_or(COOLDOWN, |at| now.saturating_duration_since(at));
         if let Some(remaining) = COOLDOWN.checked_sub(since).filter(|left| !left.is_zero()) {
-            return Decision { target: size, reason: Reason::Cooldown { queue_depth, remaining } };
+            return Decision { limit: size, reason: Reason::Cooldown { queue_depth, remaining } };
         }
         let to = self.step(sample, BELIEVED.value, need);
         let unknown = Seen { size, ..Seen::default() };
-        let grown =
-            Decision { target: to, reason: growing(sample, need.min(sample.max_size as f64), UNSEEN) };
+        let grown = Decision { limit: to, reason: growing(sample, need.min(sample.max_size as f64), UNSEEN) };
         self.grow_under_ceiling(now, sample, unknown, to).unwrap_or(grown)
+    }
+
+    /// Somebody has waited for long, behind uses that are much longer than those that end.
+    fn stuck(&self, now: Instant, sample: &Sample) -> bool {
+        let rested = self.moved.is_none_or(|at| now.saturating_duration_since(at) >= COOLDOWN);
+        let ended = sample.use_time.unwrap_or_default().as_secs_f64();
+        sample.impatient && rested && self.load.use_in_progress() > LONGER * ended
     }
 
     /// One of many that has never seen the database at ease cannot tell its own need from the load of the others.
@@ -105,11 +123,11 @@ impl PaidGrowthController {
     /// The size after one growth: the better it paid so far the larger the step, and none beyond what the load needs but
     /// the smallest.
     fn step(&self, sample: &Sample, elasticity: f64, need: f64) -> usize {
-        let size = sample.target as f64;
+        let size = sample.limit as f64;
         let step = size * elasticity.max(STEPS.0).min(STEPS.1).exp2();
         let to = step.min(need.max(size * STEP)) as usize;
         let borne = (BORNE * self.share).min(need) as usize;
-        to.max(sample.target + 1).max(borne).min(sample.max_size)
+        to.max(sample.limit + 1).max(borne).min(sample.max_size)
     }
 
     /// Growth is taken back when a smaller size was shown to be worth more, and repeated when a larger one was.
@@ -120,7 +138,7 @@ impl PaidGrowthController {
         here: &Seen,
     ) -> Option<Decision> {
         let size = here.size;
-        let back = self.best(here, |seen| seen.size < size && seen.size >= sample.min_size);
+        let back = self.best(here, |seen| seen.size < size && seen.size >= sample.min_limit);
         let best =
             back.or_else(|| self.best(here, |seen| seen.size > size && seen.size <= sample.max_size))?;
         let (less, more) = if best.size < size { (&best, here) } else { (here, &best) };
@@ -137,7 +155,7 @@ impl PaidGrowthController {
             let expires_in = ceiling.until - now;
             Reason::TakenBack { elasticity, error, ceiling: ceiling.size, expires_in }
         };
-        Some(Decision { target: best.size, reason })
+        Some(Decision { limit: best.size, reason })
     }
 
     /// Near a ceiling growth is a trial, and none when there is nothing left to try.
@@ -150,7 +168,7 @@ impl PaidGrowthController {
     ) -> Option<Decision> {
         let ceiling =
             self.trials.ceiling.filter(|ceiling| (ceiling.size as f64) < CEILING_FAR * to as f64)?;
-        let size = sample.target;
+        let size = sample.limit;
         if self.trials.expired(now) {
             let next = ((size as f64 * STEP) as usize).max(size + 1);
             return Some(self.start_trial(now, sample, next));
@@ -167,8 +185,8 @@ impl PaidGrowthController {
 
     /// Growth is out of the question: a size nearby is tried, when it is time and a trial could tell.
     fn hold(&mut self, now: Instant, sample: &Sample, here: Option<Seen>, reason: Reason) -> Decision {
-        let size = sample.target;
-        let stay = Decision { target: size, reason };
+        let size = sample.limit;
+        let stay = Decision { limit: size, reason };
         let Some(here) = here else { return stay };
         if !self.trials.due(now) {
             return stay;
@@ -181,7 +199,7 @@ impl PaidGrowthController {
         } else {
             wide / self.trials.step()
         };
-        let down = (down.round() as usize).min(size.saturating_sub(1)).max(sample.min_size);
+        let down = (down.round() as usize).min(size.saturating_sub(1)).max(sample.min_limit);
         let Some(to) = self.more_promising(&here, up, down).filter(|to| self.would_tell(&here, *to)) else {
             self.trials.postpone(now);
             return stay;
@@ -190,23 +208,26 @@ impl PaidGrowthController {
     }
 
     fn start_trial(&mut self, now: Instant, sample: &Sample, to: usize) -> Decision {
-        let trial = self.trials.start(now, sample.target, to.min(sample.max_size));
+        let trial = self.trials.start(now, sample.limit, to.min(sample.max_size));
         let reason = if trial.near {
             Reason::Adjusting { from: trial.from, to: trial.to }
         } else {
             Reason::Probe { from: trial.from, to: trial.to }
         };
-        Decision { target: trial.to, reason }
+        Decision { limit: trial.to, reason }
     }
 
     fn on_trial(&mut self, now: Instant, sample: &Sample, trial: Trial, here: Option<Seen>) -> Decision {
-        let size = sample.target;
+        let size = sample.limit;
         if size != trial.to {
             self.trials.current = None; // not followed, as in a dry run: nothing is learnt
-            return Decision { target: size, reason: Reason::Steady };
+            return Decision { limit: size, reason: Reason::Steady };
         }
         if self.load.stalled(now, sample.use_time.unwrap_or_default()) {
-            return Decision { target: size, reason: Reason::Steady }; // which size it is makes no difference
+            if sample.impatient {
+                self.trials.current = None; // nor is there anything to learn: somebody waits behind uses that do not end
+            }
+            return Decision { limit: size, reason: Reason::Steady }; // which size it is makes no difference
         }
         let over = now >= trial.until;
         let gain = here.zip(self.evidence.of(trial.from)).map(|(here, from)| self.gain(&from, &here));
@@ -218,10 +239,10 @@ impl PaidGrowthController {
         };
         let Trial { from, to, .. } = trial;
         match worth_it {
-            None => Decision { target: size, reason: Reason::Steady },
+            None => Decision { limit: size, reason: Reason::Steady },
             Some(true) => {
                 self.trials.succeeded(now, trial);
-                Decision { target: size, reason: Reason::TrialKept { from, to } }
+                Decision { limit: size, reason: Reason::TrialKept { from, to } }
             }
             Some(false) => {
                 self.trials.failed(now, trial);
@@ -234,7 +255,7 @@ impl PaidGrowthController {
 /// Back to where a trial began.
 pub(super) fn end_trial(trial: Trial) -> Decision {
     let Trial { from, to, .. } = trial;
-    Decision { target: from, reason: Reason::TrialEnded { from: to, to: from } }
+    Decision { limit: from, reason: Reason::TrialEnded { from: to, to: from } }
 }
 
 /// Why it grows: as what was shown says, or because the load needs it and nothing was shown yet.

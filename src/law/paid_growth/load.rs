@@ -10,6 +10,8 @@ const FAST: f64 = 0.020;
 const SLOW: f64 = 0.5;
 /// Memory of the queue's depth, in seconds: shorter is a blip.
 const QUEUE: f64 = 0.05;
+/// Memory of what is used while it is not known how long it will last, in seconds.
+const USED: f64 = 0.1;
 /// Completions over which the use time of a database that nothing waits for is a mean: of long and short queries mixed,
 /// fewer say little.
 const LOW_MEMORY: f64 = 300.0;
@@ -33,6 +35,8 @@ pub(super) struct Load {
     fast_arrivals_per_s: f64,
     slow_arrivals_per_s: f64,
     queue: f64,
+    /// Connection-seconds and completions over the last tenth of a second, those before it in part.
+    used: (f64, f64),
     share: f64,
     /// Connection-seconds and completions while nothing waits.
     low: (f64, f64),
@@ -59,6 +63,9 @@ impl Load {
             smooth(&mut self.fast_arrivals_per_s, arrivals_per_s, seconds / FAST);
             smooth(&mut self.slow_arrivals_per_s, arrivals_per_s, seconds / SLOW);
             smooth(&mut self.queue, sample.queue_depth as f64, seconds / QUEUE);
+            let kept = (-seconds / USED).exp();
+            self.used.0 = self.used.0 * kept + sample.in_use as f64 * seconds.min(USED);
+            self.used.1 = self.used.1 * kept + sample.completions as f64;
         }
         self.share = sample.share;
         self.note_low_use(sample, seconds);
@@ -101,6 +108,12 @@ impl Load {
     /// Arrivals a second over the last half second.
     pub fn steady_arrivals_per_s(&self) -> f64 {
         self.slow_arrivals_per_s
+    }
+
+    /// How long a connection is held, in seconds, by Little's law: those in use now are samples too, cut off at this moment.
+    /// Infinite while nothing ends.
+    pub fn use_in_progress(&self) -> f64 {
+        self.used.0 / self.used.1
     }
 
     /// Waiters, blips apart.
@@ -235,7 +248,7 @@ mod tests {
     fn uses_that_failed_at_once_do_not_make_the_need_small() {
         let (mut load, now) = (Load::default(), Instant::now());
         let failed = Sample {
-            target: 10,
+            limit: 10,
             completions: 50,
             failures: 50,
             use_time: Some(Duration::from_micros(10)),

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::{Controller, Decision, Reason, Sample};
 use crate::config::Problem;
 use evidence::Evidence;
-use grow::end_trial;
+use grow::{FEWEST, end_trial};
 use load::Load;
 use trial::Trials;
 
@@ -24,6 +24,10 @@ const SETTLE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_
 const LONG_WAIT: f64 = 0.020;
 /// One shrink: at most to this ratio, once in so long, to so many times the peak use.
 const SHRINK: (f64, Duration, f64) = (0.85, Duration::from_millis(200), 1.15);
+
+/// The most that the limit grows by in one tick (10 ms) to where nothing was seen yet. A limit moves at no cost, but what
+/// the database makes of it must show: so many were dialed in a tick when each step had to be.
+const PACE: usize = 3;
 
 /// The time in which those who wait should be served, in seconds, beside those who arrive.
 const DRAIN: f64 = 0.5;
@@ -89,7 +93,9 @@ pub(crate) struct PaidGrowthController {
     /// As of this tick: it is asked for several times in one.
     shortest_use: Option<f64>,
     trials: Trials,
-    target: usize,
+    limit: usize,
+    /// Growth that is under way, a few connections a tick.
+    heading: Option<Decision>,
     moved: Option<Instant>,
     saturated: bool,
     counts_from: Option<Instant>,
@@ -106,7 +112,8 @@ impl PaidGrowthController {
             evidence: Evidence::new(),
             shortest_use: None,
             trials: Trials::new(),
-            target: 0,
+            limit: 0,
+            heading: None,
             moved: None,
             saturated: false,
             counts_from: None,
@@ -121,21 +128,21 @@ impl PaidGrowthController {
             self.share = share;
             // What was seen is of another part of the database.
             self.evidence = Evidence::new();
-            self.evidence.begin(self.target);
+            self.evidence.begin(self.limit);
             self.trials.forget();
         }
         let seconds = self.load.observe(now, sample);
-        if sample.target != self.target {
-            self.moved = Some(now);
-            self.target = sample.target;
+        if sample.limit != self.limit {
+            if self.heading.is_none() {
+                self.moved = Some(now);
+            }
+            self.limit = sample.limit;
             self.saturated = false;
-            self.evidence.begin(sample.target);
+            self.evidence.begin(sample.limit);
         }
         let use_time = sample.use_time.unwrap_or_default();
-        let saturated = sample.queue_depth > 0
-            && sample.in_use == sample.target
-            && sample.opening == 0
-            && !self.load.stalled(now, use_time);
+        let saturated =
+            sample.queue_depth > 0 && sample.in_use == sample.limit && !self.load.stalled(now, use_time);
         if !saturated || !self.saturated {
             self.counts_from = Some(now + use_time.saturating_mul(2).max(SETTLE.0).min(SETTLE.1));
         } else if seconds > 0.0 && self.counts_from.is_some_and(|from| now > from) {
@@ -158,9 +165,10 @@ impl PaidGrowthController {
         let lasting = self.load.queue() >= self.law.threshold as f64;
         let steady = self.load.steady_arrivals_per_s();
         let arrivals = if lasting { steady.max(self.load.arrivals_per_s()) } else { steady };
-        let short = sample.target as f64 + 1.0 <= self.need(arrivals, sample);
+        let short = sample.limit as f64 + 1.0 <= self.need(arrivals, sample);
         queue_depth > 0
-            && (queue_depth >= sample.hard_cap
+            && (sample.impatient
+                || queue_depth >= sample.hard_cap
                 || (queue_depth >= self.law.threshold && short)
                 || estimated_wait(sample) > LONG_WAIT)
     }
@@ -171,25 +179,43 @@ impl PaidGrowthController {
         self.load.need(arrivals_per_s, self.shortest_use, sample.use_time)
     }
 
-    /// Towards what was used of late, slowly: idle connections over the knee are a trap for the next burst.
-    fn shrink(&mut self, now: Instant, sample: &Sample) -> Decision {
-        let size = sample.target;
-        let stay = Decision { target: size, reason: Reason::Steady };
+    /// Where the limit goes in this tick.
+    fn pace(&mut self, now: Instant, sample: &Sample, decision: Decision) -> Decision {
+        let next = sample.limit.saturating_add(PACE).max(sample.min_limit);
+        let is_known = self.evidence.of(decision.limit).is_some_and(|seen| seen.completions >= FEWEST);
+        if decision.limit <= next || is_known {
+            return decision;
+        }
+        self.moved = Some(now);
+        self.heading = Some(decision);
+        Decision { limit: next, ..decision }
+    }
+
+    /// Towards what was used of late, slowly: a high limit is a trap for the next burst where the database has a knee. Lack of
+    /// load leads to `base_limit`, from either side.
+    fn rest(&mut self, now: Instant, sample: &Sample) -> Decision {
+        let limit = sample.limit;
+        let stay = Decision { limit, reason: Reason::Steady };
         let since = *self.quiet_since.get_or_insert(now);
         if now.saturating_duration_since(since) < self.law.shrink_after
             || self.shrunk.is_some_and(|at| now.saturating_duration_since(at) < SHRINK.1)
         {
             return stay;
         }
+        if limit < sample.base_limit {
+            self.trials.current = None;
+            return Decision { limit: sample.base_limit, reason: Reason::Rested };
+        }
         let peak_in_use = self.load.peak_in_use();
         let used = ((peak_in_use as f64 * SHRINK.2).round() as usize).max(peak_in_use.saturating_add(1));
-        if used.max(sample.min_size) >= size {
+        let used = used.max(sample.base_limit);
+        if used >= limit {
             return stay;
         }
         self.shrunk = Some(now);
         self.trials.current = None;
-        let target = ((size as f64 * SHRINK.0) as usize).max(used).max(sample.min_size);
-        Decision { target, reason: Reason::Drained { peak_in_use } }
+        let limit = ((limit as f64 * SHRINK.0) as usize).max(used);
+        Decision { limit, reason: Reason::Drained { peak_in_use } }
     }
 }
 
@@ -203,30 +229,37 @@ impl Controller for PaidGrowthController {
             self.quiet_since = None;
         }
         let hungry = self.hungry(sample);
+        if let Some(heading) = self.heading.take()
+            && hungry
+            && heading.limit > sample.limit
+            && heading.limit <= sample.max_size
+        {
+            return self.pace(now, sample, heading);
+        }
         let lapsed = self.trials.current.filter(|trial| !hungry && now >= trial.until);
         let mut decision = if let Some(trial) = lapsed {
             // The queue asks for no more, so a trial of more has served, and one of less has nothing to show.
             self.trials.current = None;
             self.trials.postpone(now);
             let (from, to) = (trial.from, trial.to);
-            let kept = Decision { target: sample.target, reason: Reason::TrialKept { from, to } };
-            if sample.target < trial.from { end_trial(trial) } else { kept }
+            let kept = Decision { limit: sample.limit, reason: Reason::TrialKept { from, to } };
+            if sample.limit < trial.from { end_trial(trial) } else { kept }
         } else if hungry {
             self.grow(now, sample)
         } else if sample.queue_depth == 0 {
-            self.shrink(now, sample)
+            self.rest(now, sample)
         } else {
-            Decision { target: sample.target, reason: Reason::Steady }
+            Decision { limit: sample.limit, reason: Reason::Steady }
         };
-        decision.target = decision.target.max(sample.min_size).min(sample.max_size);
-        decision
+        decision.limit = decision.limit.max(sample.min_limit).min(sample.max_size);
+        self.pace(now, sample, decision)
     }
 }
 
 /// Seconds until somebody who comes now is served.
 fn estimated_wait(sample: &Sample) -> f64 {
     let use_time = sample.use_time.unwrap_or_default().as_secs_f64();
-    use_time * sample.queue_depth as f64 / sample.target.max(1) as f64
+    use_time * sample.queue_depth as f64 / sample.limit.max(1) as f64
 }
 
 fn duration(seconds: f64) -> Duration {
