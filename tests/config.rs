@@ -67,6 +67,11 @@ async fn every_bad_setting_is_named_with_its_value_and_what_would_be_right() {
         (builder().min_size(0), "min_size (0) must be at least 1 connection"),
         (builder().min_size(10).max_size(5), "max_size (5) is below min_size (10)"),
         (builder().max_size(0), "max_size (0) is below min_size (10)"),
+        (builder().min_limit(0), "min_limit (0) must be at least 1 connection in use"),
+        (builder().min_limit(51), "min_limit (51) is over max_size (50)"),
+        (builder().min_limit(20).base_limit(15), "min_limit (20) is over base_limit (15)"),
+        (builder().base_limit(0), "min_limit (1) is over base_limit (0)"),
+        (builder().base_limit(51), "base_limit (51) is over max_size (50)"),
         (builder().soft_cap(300), "soft_cap (300) is over hard_cap (200)"),
         (builder().hard_cap(0), "hard_cap (0) must be at least 1 waiter"),
         (builder().acquire_timeout(Duration::ZERO), "acquire_timeout (0 s) must be longer than zero"),
@@ -245,6 +250,39 @@ async fn set_size_refuses_bad_values_and_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn set_limits_refuses_bad_values_and_changes_nothing() {
+    let pool = builder().min_size(2).max_size(4).build().unwrap();
+    pool.ready().await.unwrap();
+    let before = pool.snapshot();
+    for (min_limit, base_limit, expected) in [
+        (0, 2, "min_limit (0) must be at least 1 connection in use"),
+        (3, 2, "min_limit (3) is over base_limit (2)"),
+        (5, 5, "min_limit (5) is over max_size (4)"),
+        (1, 5, "base_limit (5) is over max_size (4)"),
+        (0, 0, "min_limit (0) must be at least 1 connection in use"),
+    ] {
+        let error = pool.gate().set_limits(min_limit, base_limit).unwrap_err();
+        assert_eq!(error.to_string(), expected);
+        assert_eq!(pool.snapshot(), before, "nothing has changed");
+    }
+    pool.gate().set_limits(3, 4).unwrap();
+    let seen = pool.snapshot();
+    assert_eq!((seen.min_limit, seen.base_limit, seen.limit), (3, 4, 4));
+    pool.gate().set_size(1, 2).unwrap();
+    let seen = pool.snapshot();
+    assert_eq!((seen.min_limit, seen.base_limit, seen.limit, seen.max_size), (2, 2, 2, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn base_limit_is_min_size_but_at_most_ten_and_never_below_min_limit() {
+    for (min_size, min_limit, expected) in [(3, 1, 3), (10, 1, 10), (30, 1, 10), (30, 20, 20), (1, 7, 7)] {
+        let builder = builder().min_size(min_size).max_size(50).min_limit(min_limit);
+        let seen = builder.build().unwrap().snapshot();
+        assert_eq!((seen.base_limit, seen.limit), (expected, expected), "{min_size} open, {min_limit}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn set_share_refuses_bad_values_and_changes_nothing() {
     let pool = builder().share(0.5).build().unwrap();
     for (share, expected) in [(0.0, "share (0)"), (-1.0, "share (-1)"), (1.5, "share (1.5)")] {
@@ -387,6 +425,8 @@ fn every_variable_reaches_its_setting() {
         ("POOL_NAME", "", r#"name ("") must not be empty: it names the pool in telemetry"#),
         ("POOL_BASE_MAX", "31", "max_size (30) is below min_size (31)"),
         ("POOL_HARD_MAX", "2", "max_size (2) is below min_size (3)"),
+        ("POOL_MIN_LIMIT", "31", "min_limit (31) is over max_size (30)"),
+        ("POOL_BASE_LIMIT", "32", "base_limit (32) is over max_size (30)"),
         ("POOL_SOFT_CAP", "201", "soft_cap (201) is over hard_cap (200)"),
         ("POOL_QUEUE_THRESHOLD", "1", "soft_cap (2) is over hard_cap (1)"),
         ("POOL_MAX_DIALING", "0", "max_dialing (0) must be at least 1 dial at once"),
@@ -414,6 +454,8 @@ fn a_value_that_cannot_be_read_is_told_with_its_variable_and_the_others() {
     let others = [
         ("POOL_BASE_MAX", connections),
         ("POOL_HARD_MAX", connections),
+        ("POOL_MIN_LIMIT", connections),
+        ("POOL_BASE_LIMIT", connections),
         ("POOL_QUEUE_THRESHOLD", "cannot be read: it must be a number of waiters"),
         ("POOL_SOFT_CAP", "cannot be read: it must be a number of waiters"),
         ("POOL_MAX_DIALING", "cannot be read: it must be a number of dials"),

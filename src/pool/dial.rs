@@ -115,10 +115,11 @@ impl<B: Backend> Inner<B> {
         self.dialing.lock().not_before
     }
 
-    /// Uses no more than what is open, for now: the controller may ask again, and the dials are a second apart.
+    /// Uses no more than what is open, or about to be by other dials, for now: the controller may ask again, and the dials are a
+    /// second apart.
     fn stay(&self) {
         let counts = self.slots.counts();
-        let limit = counts.open().max(counts.min_limit);
+        let limit = (counts.open() + counts.opening).max(counts.min_limit);
         if limit < counts.limit && !self.gate.is_dry_run() {
             self.slots.set_limit(limit, Instant::now().into_std());
             self.gate.limit_changed(counts.limit, Decision { limit, reason: Reason::ServerFull });

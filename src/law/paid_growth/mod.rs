@@ -94,8 +94,8 @@ pub(crate) struct PaidGrowthController {
     shortest_use: Option<f64>,
     trials: Trials,
     limit: usize,
-    /// Growth that is under way, a few connections a tick.
-    heading: Option<Decision>,
+    /// Growth that is under way, a few connections a tick, and where it is by now.
+    heading: Option<(Decision, usize)>,
     moved: Option<Instant>,
     saturated: bool,
     counts_from: Option<Instant>,
@@ -170,7 +170,7 @@ impl PaidGrowthController {
             && (sample.impatient
                 || queue_depth >= sample.hard_cap
                 || (queue_depth >= self.law.threshold && short)
-                || estimated_wait(sample) > LONG_WAIT)
+                || self.estimated_wait(sample) > LONG_WAIT)
     }
 
     fn need(&self, arrivals_per_s: f64, sample: &Sample) -> f64 {
@@ -179,15 +179,23 @@ impl PaidGrowthController {
         self.load.need(arrivals_per_s, self.shortest_use, sample.use_time)
     }
 
+    /// Seconds until somebody who comes now is served, at least. Uses that go on are longer than they were so far.
+    fn estimated_wait(&self, sample: &Sample) -> f64 {
+        let ended = sample.use_time.unwrap_or_default().as_secs_f64();
+        let use_time = ended.max(self.load.use_in_progress());
+        use_time * sample.queue_depth as f64 / sample.limit.max(1) as f64
+    }
+
     /// Where the limit goes in this tick.
-    fn pace(&mut self, now: Instant, sample: &Sample, decision: Decision) -> Decision {
+    fn pace(&mut self, now: Instant, sample: &Sample, mut decision: Decision) -> Decision {
+        decision.limit = decision.limit.max(sample.min_limit).min(sample.max_size);
         let next = sample.limit.saturating_add(PACE).max(sample.min_limit);
         let is_known = self.evidence.of(decision.limit).is_some_and(|seen| seen.completions >= FEWEST);
         if decision.limit <= next || is_known {
             return decision;
         }
         self.moved = Some(now);
-        self.heading = Some(decision);
+        self.heading = Some((decision, next));
         Decision { limit: next, ..decision }
     }
 
@@ -229,15 +237,14 @@ impl Controller for PaidGrowthController {
             self.quiet_since = None;
         }
         let hungry = self.hungry(sample);
-        if let Some(heading) = self.heading.take()
+        if let Some((heading, by_now)) = self.heading.take()
             && hungry
-            && heading.limit > sample.limit
-            && heading.limit <= sample.max_size
+            && sample.limit == by_now
         {
             return self.pace(now, sample, heading);
         }
         let lapsed = self.trials.current.filter(|trial| !hungry && now >= trial.until);
-        let mut decision = if let Some(trial) = lapsed {
+        let decision = if let Some(trial) = lapsed {
             // The queue asks for no more, so a trial of more has served, and one of less has nothing to show.
             self.trials.current = None;
             self.trials.postpone(now);
@@ -251,15 +258,8 @@ impl Controller for PaidGrowthController {
         } else {
             Decision { limit: sample.limit, reason: Reason::Steady }
         };
-        decision.limit = decision.limit.max(sample.min_limit).min(sample.max_size);
         self.pace(now, sample, decision)
     }
-}
-
-/// Seconds until somebody who comes now is served.
-fn estimated_wait(sample: &Sample) -> f64 {
-    let use_time = sample.use_time.unwrap_or_default().as_secs_f64();
-    use_time * sample.queue_depth as f64 / sample.limit.max(1) as f64
 }
 
 fn duration(seconds: f64) -> Duration {

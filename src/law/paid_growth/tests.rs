@@ -4,6 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod limit;
+
 const TICK: Duration = Duration::from_millis(10);
 
 /// A pool over a database that completes what `rate` says for a size, in the mean and without scatter, while more
