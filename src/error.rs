@@ -91,7 +91,7 @@ pub enum AcquireError {
     /// Refused at once: the queue is full, or `try_acquire` found nothing free.
     Shed(Shed),
     /// The deadline came first.
-    Timeout(AcquireTimeout),
+    Timeout(Box<AcquireTimeout>),
     /// No connection is open, a dial failed, and the next one begins after the deadline: waiting would not help. Under
     /// `fail_fast` whenever the deadline is.
     Dial(SharedError),
@@ -140,7 +140,7 @@ impl AcquireError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Shed(_) => "pool_shed",
-            Self::Timeout(AcquireTimeout { dial_error: Some(_), .. }) => "pool_dial_timeout",
+            Self::Timeout(timeout) if timeout.dial_error.is_some() => "pool_dial_timeout",
             Self::Timeout(_) => "pool_wait_timeout",
             Self::Dial(_) => "pool_dial_failed",
             Self::Closed => "pool_closed",
@@ -183,10 +183,9 @@ impl fmt::Display for AcquireTimeout {
 impl Error for AcquireError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            Self::Dial(error) | Self::Timeout(AcquireTimeout { dial_error: Some(error), .. }) => {
-                Some(error.as_ref())
-            }
-            _ => None,
+            Self::Dial(error) => Some(error.as_ref()),
+            Self::Timeout(timeout) => Some(timeout.dial_error.as_ref()?.as_ref()),
+            Self::Shed(_) | Self::Closed => None,
         }
     }
 }

@@ -84,7 +84,7 @@ fn serving<B>() -> impl Service<Request<B>, Response = Response<()>, Error = Inf
 #[track_caller]
 fn timed_out(outcome: Result<Permit, AcquireError>) -> AcquireTimeout {
     match outcome {
-        Err(AcquireError::Timeout(timeout)) => timeout,
+        Err(AcquireError::Timeout(timeout)) => *timeout,
         other => panic!("not a time-out: {other:?}"),
     }
 }

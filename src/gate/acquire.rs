@@ -207,7 +207,7 @@ pub(crate) fn timed_out<T>(
     dial_error: Option<SharedError>,
 ) -> AcquireError {
     let counts = slots.counts();
-    let error = AcquireError::Timeout(AcquireTimeout {
+    let error = AcquireError::Timeout(Box::new(AcquireTimeout {
         waited: span.started.elapsed(),
         in_use: counts.in_use,
         size: counts.places,
@@ -218,7 +218,7 @@ pub(crate) fn timed_out<T>(
         by_request: span.by_request,
         oldest_hold: gate.holds().oldest(),
         dial_error,
-    });
+    }));
     gate.observe(|| Event::AcquireTimedOut { error: &error, waited: span.started.elapsed() });
     error
 }

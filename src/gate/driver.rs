@@ -134,10 +134,9 @@ fn tick(gate: &Gate, plant: &dyn Plant, controller: &mut dyn Controller, last: &
     let counts = plant.sample(now.into_std());
     let (dial_failures, failures) = (gate.dial_failures(), counts.failures.wrapping_add(gate.failed_uses()));
     let shed = gate.inner.admissions.read().shed;
-    let (min_limit, base_limit) = match gate.is_dry_run() {
-        true => (1, 1), // the way down is looked at too
-        false => (counts.min_limit, counts.base_limit),
-    };
+    // In a dry run the way down is looked at too.
+    let (min_limit, base_limit) =
+        if gate.is_dry_run() { (1, 1) } else { (counts.min_limit, counts.base_limit) };
     let sample = Sample {
         queue_depth: counts.queue_depth,
         impatient: counts.impatient,

@@ -15,7 +15,8 @@ use parking_lot::{Mutex, MutexGuard}; // spins first: what it protects is over s
 use shuttle::sync::{Mutex, MutexGuard}; // for the interleaving tests, which decide who runs next at each lock
 
 use super::counts::{Bounds, Counts, Published};
-use super::permits::{Entry, Free, HandedOn, Keeps, Leave, State};
+use super::hand_on::HandedOn;
+use super::permits::{Entry, Free, Keeps, Leave, State};
 use super::queue::{Answer, Key, Times};
 use crate::terms::Class;
 

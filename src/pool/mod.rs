@@ -4,13 +4,13 @@ mod check;
 mod connection;
 mod dial;
 mod lifetime;
+mod plant;
 
 use std::fmt;
 use std::future::Future;
 use std::panic::Location;
 use std::sync::{Arc, Weak};
-use std::task::{Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::Extensions;
 use tokio::runtime::Handle;
@@ -20,12 +20,12 @@ use tokio::time::{Instant as Clock, timeout_at};
 use crate::backend::{Backend, ConnectionState, PlaceOwner};
 use crate::config::{Builder, ConfigError};
 use crate::error::{AcquireError, DrainTimeout, NotReady, ShedReason};
-use crate::gate::counts::{Bounds, Counts};
+use crate::gate::counts::Counts;
 use crate::gate::holds::At;
 use crate::gate::permits::{Entry, Keeps};
 use crate::gate::queue::Grant;
 use crate::gate::slots::Slots;
-use crate::gate::{Acquiring, Gate, Plant, Snapshot, Span, drain, guarded, start_driver};
+use crate::gate::{Acquiring, Gate, Snapshot, Span, drain, guarded, start_driver};
 use crate::observe::{Event, ShedBy};
 use crate::terms::{Terms, after};
 
@@ -311,57 +311,6 @@ impl<B: Backend> PlaceOwner for Inner<B> {
     #[cfg(feature = "postgres")]
     fn setting_refused(&self, name: &str, why: &str) {
         self.gate.observe(|| Event::SettingRefused { name, why });
-    }
-}
-
-impl<B: Backend> Plant for Inner<B> {
-    fn counts(&self) -> Counts {
-        self.slots.counts()
-    }
-
-    fn bounds(&self) -> Bounds {
-        self.slots.bounds()
-    }
-
-    fn sample(&self, now: Instant) -> Counts {
-        self.slots.sample(now)
-    }
-
-    fn expire(&self, now: Instant) -> Option<Instant> {
-        self.slots.expire(now)
-    }
-
-    fn set_driven(&self, driven: bool) {
-        self.slots.set_driven(driven);
-    }
-
-    fn set_limit(&self, limit: usize) {
-        self.slots.set_limit(limit, Clock::now().into_std());
-        self.reconcile();
-    }
-
-    fn set_bounds(&self, bounds: Bounds) {
-        self.slots.set_bounds(bounds, Clock::now().into_std());
-        self.reconcile();
-    }
-
-    fn close_idle_since(&self, cutoff: Option<Instant>) -> (usize, Option<Instant>) {
-        self.slots.close_idle_since(cutoff)
-    }
-
-    fn sweep(&self) {
-        let clock = &self.gate.holds().clock;
-        clock.look();
-        self.slots.close_idle_if(|item| item.is_over(clock));
-        self.reconcile();
-    }
-
-    fn sweep_every(&self) -> Option<Duration> {
-        self.lifetime.look_every()
-    }
-
-    fn poll_busy(&self, seen: u64, waker: &Waker) -> Poll<()> {
-        self.slots.poll_busy(seen, waker)
     }
 }
 
