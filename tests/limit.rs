@@ -290,7 +290,11 @@ async fn a_limiter_has_no_reserve() {
 
 #[tokio::test(start_paused = true)]
 async fn evidence_may_take_the_limit_below_base_limit_and_rest_brings_it_back() {
-    for law in [ControllerChoice::from(PaidGrowth::default()), QueueDepth::default().into()] {
+    let laws: [Box<dyn Controller>; 2] = [
+        Box::new(PaidGrowth::default().into_controller()),
+        Box::new(QueueDepth::default().into_controller()),
+    ];
+    for law in laws {
         /// Lowers the limit once, as evidence would; then asks the law.
         struct Once(bool, Box<dyn Controller>);
         impl Controller for Once {
@@ -302,11 +306,7 @@ async fn evidence_may_take_the_limit_below_base_limit_and_rest_brings_it_back() 
             }
         }
         let sim = Sim::default();
-        let inner: Box<dyn Controller> = match format!("{law:?}").starts_with("Paid") {
-            true => Box::new(PaidGrowth::default().into_controller()),
-            false => Box::new(QueueDepth::default().into_controller()),
-        };
-        let pool = open(warm(&sim, 12).controller(Once(true, inner))).await;
+        let pool = open(warm(&sim, 12).controller(Once(true, law))).await;
         drop(pool.acquire().await.unwrap());
         eventually(SOON, async || pool.snapshot().limit == 2).await;
         eventually(3 * SOON, async || pool.snapshot().limit == 10).await;
@@ -380,11 +380,11 @@ async fn a_waiter_over_the_limit_is_told_how_many_there_could_be() {
     assert_eq!((timeout.limit, timeout.max_size, timeout.not_growing), (2, 5, Some(Reason::Started)));
 }
 
-/// Kept for what it holds: the lock of the observers is not the pool's.
 #[tokio::test(start_paused = true)]
 async fn every_move_of_the_limit_is_told_once_with_its_reason() {
+    type Move = (usize, usize, &'static str);
     #[derive(Clone, Default)]
-    struct Moves(Arc<Mutex<Vec<(usize, usize, &'static str)>>>);
+    struct Moves(Arc<Mutex<Vec<Move>>>);
     impl Observer for Moves {
         fn on_event(&self, _: &Gate, event: &Event<'_>) {
             if let Event::LimitChanged { from, to, reason, .. } = event {
