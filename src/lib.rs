@@ -1,9 +1,9 @@
 //! Adaptive backpressure for [tower] services: a layer that refuses at once what cannot be served in time, in front of
-//! a connection pool that finds its own size.
+//! a connection pool that finds how many connections to use at once.
 //!
 //! Put [`AdaptivePoolLayer`] in front of a service that talks to a database. Then
 //!
-//! 1. the number of open connections follows the load;
+//! 1. as many connections are in use at once as pay, and no more;
 //! 2. what cannot be served in time is refused at once, with a 503 whose `Retry-After` is true;
 //! 3. the server never sees more connections than the ceiling, whatever is cancelled, resized, killed or restarted;
 //! 4. every decision (grow, shrink, shed, time out) can be seen and explains itself.
@@ -51,19 +51,23 @@
 //! - [`Limiter`]: the same without connections, for a client that owns its pool.
 //! - [`Gate`]: the face of both that needs no type parameter. The layer asks it; it shows a [`Snapshot`].
 //! - [`AdaptivePoolLayer`]: asks the gate about each request, on its [`Terms`]: its [`Class`] and its [`Deadline`].
-//! - [`Controller`]: the law that decides the size. [`PaidGrowth`] is the default, [`QueueDepth`] the simpler one.
+//! - [`Controller`]: the law that moves the limit: how many connections may be in use at once. [`PaidGrowth`] is the default, [`QueueDepth`] the simpler one.
 //! - [`sizing`]: what to begin with; `AdaptivePool::preflight` compares it with what PostgreSQL allows.
 //! - [`Observer`]: is told each [`Event`]; [`Otel`] speaks OpenTelemetry.
 //!
 //! # Invariants
 //!
-//! - **Ceiling.** in use + idle + opening + closing ≤ `max_size`, as the server counts them: a connection that was
+//! - **Ceiling.** in use + idle + reserve + opening + closing ≤ `max_size`, as the server counts them: a connection that was
 //!   thrown away keeps its [`Place`] until the server has closed its side.
+//! - **Limit.** in use ≤ limit, but for what was in use when it fell. What comes back over the limit goes to the reserve though
+//!   somebody waits; when the limit rises, the reserve goes to the waiters.
 //! - **Permits are connections.** Whoever gets a permit has the connection; only the holder may destroy it.
 //! - **Queue bound.** No more than `hard_cap` wait; the layer lets in fewer where the wait would use up their time.
 //! - **Classes.** The higher class is served first, first come first served in it; the lowest is refused first.
 //! - **Never starve a free server.** Under `hard_cap` nothing is refused while a connection is idle, or fewer wait than
-//!   there are connections.
+//!   may be used.
+//! - **No time-out below the ceiling.** No acquire times out while the limit is below `max_size`, unless growth was shown not
+//!   to pay; the error says so.
 //! - **Clean hand-over.** Nobody receives a connection with an open transaction, a running query or an unread result.
 //! - **Truth.** `commit` is Ok when the server has answered `COMMIT`, and a `COMMIT` is never cancelled.
 //! - **One deadline.** `acquire_timeout`, or the request's own [`Deadline`], bounds queue, check and dial together.
@@ -76,7 +80,7 @@
 //!
 //! # Reading order
 //!
-//! `law` (pure functions), `gate/slots.rs` (permits and queue under one lock), `gate/mod.rs`, `pool/mod.rs`, `layer`,
+//! `law` (pure functions), `gate/permits.rs` and `gate/slots.rs` (permits and queue under one lock), `gate/mod.rs`, `pool/mod.rs`, `layer`,
 //! `postgres`.
 //!
 //! [tower]: https://docs.rs/tower

@@ -12,8 +12,6 @@ use crate::law::scale::{Decision, Reason, Sample};
 const COOLDOWN: Duration = Duration::from_millis(100);
 /// And for one of many that knows nothing of the database at ease: the others grow as well.
 const COOLDOWN_BLIND: Duration = Duration::from_secs(1);
-/// So many times the use time of those that ended, uses in progress are of another kind.
-const LONGER: f64 = 4.0;
 /// Completions before a size is judged, and as many as it has connections.
 pub(super) const FEWEST: f64 = 40.0;
 /// Standard errors that decide a trial, or growth past what the load seems to need.
@@ -109,11 +107,10 @@ impl PaidGrowthController {
         self.grow_under_ceiling(now, sample, unknown, to).unwrap_or(grown)
     }
 
-    /// Somebody has waited for long, behind uses that are much longer than those that end.
+    /// Somebody has waited for long, behind uses that are much longer than usual.
     fn stuck(&self, now: Instant, sample: &Sample) -> bool {
         let rested = self.moved.is_none_or(|at| now.saturating_duration_since(at) >= COOLDOWN);
-        let ended = sample.use_time.unwrap_or_default().as_secs_f64();
-        sample.impatient && rested && self.load.use_in_progress() > LONGER * ended
+        sample.impatient && rested && self.load.is_stuck()
     }
 
     /// One of many that has never seen the database at ease cannot tell its own need from the load of the others.
