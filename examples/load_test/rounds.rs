@@ -11,7 +11,9 @@ const T_95: [f64; 14] = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 
 /// What counts as good in a scenario.
 pub fn goodput(run: &Run) -> f64 {
     let slow = Scenario::named(run.scenario).is_ok_and(|scenario| scenario.counts_all_served);
-    let of = |load: &crate::generator::stats::Figures| if slow { load.served } else { load.within_100ms };
+    let of = |load: &crate::generator::stats::Figures| {
+        if slow { load.in_phase.served } else { load.in_phase.within_100ms }
+    };
     // The calm before and after is served by any pool.
     run.phase("burst").map_or(0, |phase| of(&phase.load)) as f64
 }
