@@ -15,7 +15,7 @@ pub struct Args {
     pub scenarios: Vec<&'static Scenario>,
 
     /// What pool to put behind the server; may be given several times.
-    #[arg(long = "pool", value_name = "static:N|fixed:N|naive:N|load-shed:N|little:N|adaptive", default_values = ["static:20", "static:50", "adaptive"])]
+    #[arg(long = "pool", value_name = "static:N|fixed:N|naive:N|load-shed:N|little:N|adaptive|adaptive:warm", default_values = ["static:20", "static:50", "adaptive", "adaptive:warm"])]
     pub pools: Vec<PoolSpec>,
 
     /// Use this PostgreSQL instead of starting a throw-away one.
@@ -34,7 +34,8 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=600))]
     pub phase_seconds: u32,
 
-    /// Connections the adaptive pool starts from and always keeps: 10 unless the scenario is better told from 2.
+    /// Connections the adaptive pools start with in use, and all that `adaptive` always keeps open: 10 unless the scenario
+    /// is better told from 2.
     #[arg(long, value_name = "N")]
     pub min_size: Option<NonZeroUsize>,
 
@@ -42,11 +43,11 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
 
-    /// Connections the adaptive pool never exceeds.
+    /// Connections the adaptive pools never exceed.
     #[arg(long, value_name = "N", default_value = "50")]
     pub max_size: NonZeroUsize,
 
-    /// Connections the adaptive pool opens at once. The library's default is 4; here server, database and generator
+    /// Connections the adaptive pools open at once. The library's default is 4; here server, database and generator
     /// share one machine, and each new backend of the database takes CPU from the other two.
     #[arg(long, value_name = "N", default_value = "1")]
     pub max_dialing: NonZeroUsize,
@@ -72,12 +73,12 @@ impl Args {
         args
     }
 
-    /// Where the adaptive pool starts in a scenario.
+    /// Where the adaptive pools start in a scenario.
     pub fn min_size(&self, scenario: &Scenario) -> usize {
         self.min_size.map_or(scenario.min_size, NonZeroUsize::get)
     }
 
-    /// How many connections it never exceeds in a scenario.
+    /// How many connections they never exceed in a scenario.
     pub fn max_size(&self, scenario: &Scenario) -> usize {
         self.max_size.get().min(scenario.bears)
     }
@@ -94,10 +95,20 @@ pub enum PoolSpec {
     LoadShed(NonZeroUsize),
     /// The same behind little-loadshedder.
     Little(NonZeroUsize),
-    /// The pool of this crate behind its layer, kept at this size.
+    /// The pool of this crate behind its layer, with a limit that cannot move.
     Fixed(NonZeroUsize),
-    /// The pool of this crate behind its layer.
+    /// The pool of this crate behind its layer, which dials when its limit rises.
     Adaptive,
+    /// The same with all its connections open from the beginning: no move of its limit costs a dial.
+    Warm,
+}
+
+const ADAPTIVE: &str = "adaptive";
+const WARM: &str = "adaptive:warm";
+
+/// Whether a pool of this name moves its limit by itself: the candidates. All others are their rivals.
+pub fn is_adaptive(pool: &str) -> bool {
+    [ADAPTIVE, WARM].contains(&pool)
 }
 
 impl PoolSpec {
@@ -109,7 +120,7 @@ impl PoolSpec {
             | Self::LoadShed(size)
             | Self::Little(size)
             | Self::Fixed(size) => size.get(),
-            Self::Adaptive => args.max_size(scenario),
+            Self::Adaptive | Self::Warm => args.max_size(scenario),
         }
     }
 }
@@ -118,8 +129,10 @@ impl FromStr for PoolSpec {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text == "adaptive" {
-            return Ok(Self::Adaptive);
+        match text {
+            ADAPTIVE => return Ok(Self::Adaptive),
+            WARM => return Ok(Self::Warm),
+            _ => {}
         }
         let sized = |(kind, size): (&str, &str)| {
             let size = size.parse().ok()?;
@@ -133,8 +146,9 @@ impl FromStr for PoolSpec {
             }
         };
         text.split_once(':').and_then(sized).ok_or(
-            "a pool is `adaptive`, or `static:N` (deadpool), `naive:N`, `load-shed:N` or `little:N` (deadpool behind others' \
-             caps) or `fixed:N` (ours) with a size N of at least 1, as in `static:20`",
+            "a pool is `adaptive`, or `adaptive:warm` (all its connections open), or `static:N` (deadpool), `naive:N`, \
+             `load-shed:N` or `little:N` (deadpool behind others' caps) or `fixed:N` (ours) with a size N of at least 1, \
+             as in `static:20`",
         )
     }
 }
@@ -147,7 +161,8 @@ impl fmt::Display for PoolSpec {
             Self::LoadShed(size) => write!(f, "load-shed:{size}"),
             Self::Little(size) => write!(f, "little:{size}"),
             Self::Fixed(size) => write!(f, "fixed:{size}"),
-            Self::Adaptive => f.write_str("adaptive"),
+            Self::Adaptive => f.write_str(ADAPTIVE),
+            Self::Warm => f.write_str(WARM),
         }
     }
 }

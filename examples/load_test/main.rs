@@ -113,7 +113,8 @@ async fn run(args: &Args) -> Result<(), Error> {
         };
         drawn.map_err(|error| cannot_write(path, &*error))?;
     }
-    let wrong: Vec<_> = runs.iter().filter_map(|run| run.check_ledger().err()).collect();
+    let checks = runs.iter().flat_map(|run| [run.check_ledger(), run.check_limit()]);
+    let wrong: Vec<_> = checks.filter_map(Result::err).collect();
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n").into()) }
 }
 

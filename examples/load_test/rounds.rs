@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use crate::{report::Run, scenario::Scenario, table::count};
+use crate::{args::is_adaptive, report::Run, scenario::Scenario, table::count};
 
 /// Student's t for a 95 % interval with 1, 2, 3 ... degrees of freedom; from 15 on the normal one is near enough.
 const T_95: [f64; 14] = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14];
@@ -80,8 +80,8 @@ fn describe(text: &mut String, name: &str, pools: &[Pool<'_>]) {
         let seconds = median(pool.runs.iter().map(|run| run.server.connection_seconds).collect());
         let _ = writeln!(text, "| {} | {} | {peak:.0} | {seconds:.0} |", pool.name, spread(pool.goodputs()));
     }
-    let Some(adaptive) = pools.iter().find(|pool| pool.name == "adaptive") else { return };
-    let best = pools.iter().filter(|pool| pool.name != "adaptive").max_by(|a, b| {
+    let Some(adaptive) = pools.iter().find(|pool| is_adaptive(pool.name)) else { return };
+    let best = pools.iter().filter(|pool| !is_adaptive(pool.name)).max_by(|a, b| {
         let total = |pool: &Pool<'_>| pool.goodputs().iter().sum::<f64>();
         total(a).total_cmp(&total(b))
     });

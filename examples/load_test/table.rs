@@ -4,12 +4,17 @@ use std::fmt::Write as _;
 
 use comfy_table::{Attribute, Cell, CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 
-use crate::{args::Args, generator::storm::StormFigures, report::Run, scenario::Scenario};
+use crate::{
+    args::{Args, is_adaptive},
+    generator::storm::StormFigures,
+    report::Run,
+    scenario::Scenario,
+};
 
 /// A line of the table: what it says, and how it reads in one run.
 type Line = (&'static str, fn(&Run) -> String);
 
-const LINES: [Line; 17] = [
+const LINES: [Line; 19] = [
     ("offered", |run| count(run.load.offered)),
     ("served", |run| share(run.load.served, run.load.offered)),
     ("served within 100 ms", |run| share(run.load.within_100ms, run.load.offered)),
@@ -22,6 +27,8 @@ const LINES: [Line; 17] = [
     ("504s", |run| share(run.load.timeouts, run.load.offered)),
     ("other errors", |run| count(run.load.errors)),
     ("acquire p99", |run| time(run.server.acquire_p99_ms)),
+    ("peak limit", |run| count(run.server.peak_limit)),
+    ("dials during the load", |run| count(run.server.dials)),
     ("peak connections", |run| count(run.server.peak_connections)),
     ("connection-seconds", |run| count(run.server.connection_seconds.round() as u64)),
     ("refused by PostgreSQL (53300)", |run| count(run.server.too_many_connections)),
@@ -43,7 +50,7 @@ pub fn comparison(runs: &[Run], args: &Args) -> String {
         if group[0].storm.is_some() {
             continue;
         }
-        if let Some(sentence) = summary(group, min_size) {
+        for sentence in summary(group, min_size) {
             let _ = writeln!(text, "{sentence}");
         }
     }
@@ -74,18 +81,22 @@ fn storm_sentence(pool: &str, storm: &StormFigures) -> String {
     )
 }
 
-/// What a stranger should take away; only where there is something to compare.
-fn summary(runs: &[Run], min_size: usize) -> Option<String> {
-    let adaptive = runs.iter().find(|run| run.pool == "adaptive")?;
-    let fixed = || runs.iter().filter(|run| run.pool != "adaptive");
-    let best = fixed().max_by_key(|run| run.load.within_100ms).filter(|run| run.load.within_100ms > 0)?;
-    let percent = 100.0 * adaptive.load.within_100ms as f64 / best.load.within_100ms as f64;
+/// What a stranger should take away, of each adaptive pool; only where there is something to compare.
+fn summary(runs: &[Run], start: usize) -> Vec<String> {
+    let (candidates, rivals): (Vec<&Run>, Vec<&Run>) = runs.iter().partition(|run| is_adaptive(&run.pool));
+    candidates.into_iter().filter_map(|run| sentence(run, &rivals, start)).collect()
+}
+
+fn sentence(adaptive: &Run, rivals: &[&Run], start: usize) -> Option<String> {
+    let good = |run: &Run| run.load.in_phase.within_100ms;
+    let best = rivals.iter().max_by_key(|run| good(run)).filter(|run| good(run) > 0)?;
+    let percent = 100.0 * good(adaptive) as f64 / good(best) as f64;
     let mut sentence = format!(
-        "{}: adaptive served {percent:.0} % of what {} did within 100 ms, from {min_size} connections",
-        adaptive.scenario, best.pool
+        "{}: {} served {percent:.0} % of what {} did within 100 ms, from {start} connections in use",
+        adaptive.scenario, adaptive.pool, best.pool
     );
-    let slowest =
-        fixed().max_by(|a, b| burst_p99_ms(a).unwrap_or(0.0).total_cmp(&burst_p99_ms(b).unwrap_or(0.0)))?;
+    let burst = |run: &Run| burst_p99_ms(run).unwrap_or(0.0);
+    let slowest = rivals.iter().max_by(|a, b| burst(a).total_cmp(&burst(b)))?;
     if let (Some(ours), Some(theirs)) = (burst_p99_ms(adaptive), burst_p99_ms(slowest)) {
         let _ = write!(
             sentence,

@@ -5,7 +5,7 @@ use std::path::Path;
 use plotters::{prelude::*, style::text_anchor::HPos};
 
 use super::{
-    ADAPTIVE, STATIC,
+    colors,
     panel::{Canvas, FAINT, INK, PLOT_X, Panel, bold, plain, ticks},
 };
 use crate::{
@@ -53,8 +53,8 @@ fn draw_scenario(
     let columns = pools.len() as f64;
     let panel = Panel { canvas, seconds: columns, y, low: 0.0, high: most * 1.1 };
     panel.frame(&format!("{scenario}: good answers per second"), &ticks(most * 1.1, ""))?;
-    for (at, pool) in pools.iter().enumerate() {
-        let color = if pool.name == "adaptive" { ADAPTIVE } else { STATIC[at % STATIC.len()] };
+    let colors = colors(pools.iter().map(|pool| pool.name));
+    for (at, (pool, color)) in pools.iter().zip(colors).enumerate() {
         let values = per_second(pool);
         let (left, middle) = (at as f64 + 0.2, at as f64 + 0.5);
         let line = [(left, Some(median(values.clone()))), (at as f64 + 0.8, Some(median(values.clone())))];
