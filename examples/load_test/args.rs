@@ -4,13 +4,13 @@ use std::{fmt, num::NonZeroUsize, path::PathBuf, str::FromStr};
 
 use clap::{CommandFactory, Parser, error::ErrorKind};
 
-use crate::scenario::{SCENARIOS, Scenario};
+use crate::scenario::{Rates, SCENARIOS, Scenario};
 
 /// Sends a burst at an axum server over PostgreSQL, once per scenario and pool, and compares what came back.
 #[derive(Debug, Parser)]
 #[command(name = "load_test")]
 pub struct Args {
-    /// What load to send: incident, burst, cpu, lock, lock-nowait, cpu-3x or retry-storm; may be given several times.
+    /// What load to send: incident, burst, cpu, lock, lock-nowait, cpu-3x, retry-storm or mixed; may be given several times.
     #[arg(long = "scenario", value_name = "NAME", value_parser = Scenario::named, default_value = SCENARIOS[0].name)]
     pub scenarios: Vec<&'static Scenario>,
 
@@ -78,6 +78,24 @@ impl Args {
         self.min_size.map_or(scenario.min_size, NonZeroUsize::get)
     }
 
+    /// The pools as a scenario gets them: a size that is more than it bears is cut, and none comes twice by that.
+    pub fn pools(&self, scenario: &Scenario) -> Vec<PoolSpec> {
+        let mut pools = Vec::new();
+        for pool in self.pools.iter().map(|pool| pool.cut_to(scenario.bears)) {
+            if !pools.contains(&pool) {
+                pools.push(pool);
+            }
+        }
+        pools
+    }
+
+    /// The most connections a scenario may ever have, also where its capacity is measured.
+    pub fn most(&self, scenario: &Scenario) -> usize {
+        let measured = if matches!(scenario.rates, Rates::OfCapacity { .. }) { scenario.bears } else { 0 };
+        let asked = self.pools(scenario).into_iter().map(|pool| pool.most(self, scenario));
+        asked.fold(measured, usize::max)
+    }
+
     /// How many connections they never exceed in a scenario.
     pub fn max_size(&self, scenario: &Scenario) -> usize {
         self.max_size.get().min(scenario.bears)
@@ -112,6 +130,19 @@ pub fn is_adaptive(pool: &str) -> bool {
 }
 
 impl PoolSpec {
+    /// The same, with at most so many connections where it has a size of its own.
+    fn cut_to(self, most: usize) -> Self {
+        let cut = |size: NonZeroUsize| NonZeroUsize::new(most).map_or(size, |most| size.min(most));
+        match self {
+            Self::Static(size) => Self::Static(cut(size)),
+            Self::Naive(size) => Self::Naive(cut(size)),
+            Self::LoadShed(size) => Self::LoadShed(cut(size)),
+            Self::Little(size) => Self::Little(cut(size)),
+            Self::Fixed(size) => Self::Fixed(cut(size)),
+            Self::Adaptive | Self::Warm => self,
+        }
+    }
+
     /// The most connections it may ever have.
     pub fn most(self, args: &Args, scenario: &Scenario) -> usize {
         match self {

@@ -181,8 +181,15 @@ impl Run {
         self.phases.iter().find(|part| part.phase.name == name)
     }
 
+    /// Whether the run can be trusted; otherwise why not.
+    pub fn check(&self) -> Result<(), String> {
+        let wrong: Vec<_> =
+            [self.check_ledger(), self.check_limit()].into_iter().filter_map(Result::err).collect();
+        if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
+    }
+
     /// Whether a pool of fixed size was one, all the time.
-    pub fn check_limit(&self) -> Result<(), String> {
+    fn check_limit(&self) -> Result<(), String> {
         match self.fixed {
             Some((size, Limits { least, peak })) if (least, peak) != (size, size) => Err(format!(
                 "{} × {}: the limit was to stay at {size}, but was between {least} and {peak}",
@@ -193,7 +200,7 @@ impl Run {
     }
 
     /// Whether what the clients received is what the ledgers say was sent: if not, one of the two cannot be trusted.
-    pub fn check_ledger(&self) -> Result<(), String> {
+    fn check_ledger(&self) -> Result<(), String> {
         let Some(ledger) = self.ledger else {
             return Ok(());
         };
@@ -296,7 +303,7 @@ mod tests {
     /// A run of three phases of a second that began at 1,000 s; connection number k was opened in the k-th phase.
     fn run(ledger: Option<LedgerCounts>) -> Run {
         let scenario = Scenario::named("burst").unwrap();
-        let load = GeneratorReport::new(1_000.0, &scenario.phases(1), &[] as &[Record]);
+        let load = GeneratorReport::new(1_000.0, &scenario.phases(1, None), &[] as &[Record]);
         let sample = |k: u32| ServerSample {
             unix_s: 1_000.05 + f64::from(k) / 10.0,
             in_use: u64::from(k / 10) + 1,

@@ -12,6 +12,7 @@ use crate::{
     Error,
     args::is_adaptive,
     report::{Run, TimelineRow},
+    scenario::BURST,
     table::count,
 };
 
@@ -21,7 +22,7 @@ const LATENCIES: std::ops::Range<i32> = 370..590;
 const CONNECTIONS: std::ops::Range<i32> = 644..844;
 
 const SENT: RGBColor = RGBColor(217, 220, 226);
-const BURST: RGBColor = RGBColor(255, 246, 224);
+const SHADE: RGBColor = RGBColor(255, 246, 224);
 /// The adaptive pools' colours, then the others': apart for colour-blind eyes too.
 const ADAPTIVE: [RGBColor; 2] = [RGBColor(0, 99, 177), RGBColor(64, 168, 228)];
 const STATIC: [RGBColor; 4] =
@@ -94,7 +95,7 @@ fn draw_rates(panel: &Panel<'_, '_>, lines: &[Line<'_>]) -> Result<(), Error> {
         panel.curve(&maybe(line.run, |row| Some(row.load.within_100ms as f64 * 10.0)), line.style)?;
         let kept_up = line
             .run
-            .phase("burst")
+            .phase(BURST)
             .map_or(0.0, |part| part.load.within_100ms as f64 / f64::from(part.phase.seconds));
         // Above the calm that follows the burst.
         labels.push((panel.y_at(kept_up.max(panel.high / 6.0)), line.run.pool.as_str(), color(line)));
@@ -164,8 +165,8 @@ fn shade_burst(panel: &Panel<'_, '_>, run: &Run) -> Result<f64, Error> {
     let mut begin_s = 0.0;
     for part in &run.phases {
         let end_s = begin_s + f64::from(part.phase.seconds);
-        if part.phase.name == "burst" {
-            panel.shade(begin_s, end_s, BURST)?;
+        if part.phase.name == BURST {
+            panel.shade(begin_s, end_s, SHADE)?;
             return Ok(end_s);
         }
         begin_s = end_s;

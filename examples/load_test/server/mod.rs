@@ -36,6 +36,7 @@ pub async fn serve(
     pool: PoolSpec,
     scenario: &Scenario,
 ) -> Result<RunningServer, Error> {
+    work::draw_anew();
     let (waits, dials) = (meter::Waits::default(), meter::Moments::default());
     let (router, meter, pool) = match pool {
         PoolSpec::Static(size)
