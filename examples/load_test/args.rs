@@ -43,6 +43,15 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
 
+    /// Add rounds to a scenario until the 95 % interval of each adaptive pool's goodput, as a ratio to that of the best of
+    /// the others, reaches no more than this to either side.
+    #[arg(long, value_name = "W", value_parser = half_width)]
+    pub until_half_width: Option<f64>,
+
+    /// The most rounds it may come to by that.
+    #[arg(long, value_name = "N", default_value_t = 15, requires = "until_half_width", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub max_rounds: u32,
+
     /// Connections the adaptive pools never exceed.
     #[arg(long, value_name = "N", default_value = "50")]
     pub max_size: NonZeroUsize,
@@ -73,6 +82,19 @@ impl Args {
         args
     }
 
+    /// Whether medians and intervals are to be told, not single runs.
+    pub fn in_rounds(&self) -> bool {
+        self.rounds > 1 || self.until_half_width.is_some()
+    }
+
+    /// Whether a scenario that has had `rounds` needs another, its intervals being as wide as `half_width` says.
+    pub fn needs_round(&self, rounds: u32, half_width: impl FnOnce() -> f64) -> bool {
+        if rounds < self.rounds {
+            return true;
+        }
+        rounds < self.max_rounds && self.until_half_width.is_some_and(|wanted| half_width() > wanted)
+    }
+
     /// Where the adaptive pools start in a scenario.
     pub fn min_size(&self, scenario: &Scenario) -> usize {
         self.min_size.map_or(scenario.min_size, NonZeroUsize::get)
@@ -100,6 +122,11 @@ impl Args {
     pub fn max_size(&self, scenario: &Scenario) -> usize {
         self.max_size.get().min(scenario.bears)
     }
+}
+
+fn half_width(text: &str) -> Result<f64, &'static str> {
+    let width = text.parse().ok().filter(|width: &f64| *width > 0.0 && width.is_finite());
+    width.ok_or("it is a number over 0, as in `0.02`")
 }
 
 /// A pool as named on the command line, and in every table after that.
@@ -195,5 +222,37 @@ impl fmt::Display for PoolSpec {
             Self::Adaptive => f.write_str(ADAPTIVE),
             Self::Warm => f.write_str(WARM),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(arguments: &str) -> Args {
+        Args::parse_from(["load_test"].into_iter().chain(arguments.split_whitespace()))
+    }
+
+    #[test]
+    fn rounds_are_added_until_the_interval_is_narrow() {
+        let fixed = args("--rounds 3");
+        assert!(fixed.needs_round(2, || 0.0) && !fixed.needs_round(3, || 1.0));
+
+        let adaptive = args("--rounds 3 --until-half-width 0.02 --max-rounds 7");
+        assert!(adaptive.needs_round(2, || 0.0), "the least");
+        assert!(adaptive.needs_round(3, || 0.03) && !adaptive.needs_round(3, || 0.02));
+        assert!(!adaptive.needs_round(7, || f64::INFINITY), "the most");
+    }
+
+    #[test]
+    fn no_pool_is_larger_than_what_the_scenario_bears() {
+        let args =
+            args("--pool fixed:5 --pool fixed:20 --pool fixed:50 --pool adaptive:warm --pool static:30");
+        let names = |scenario: &str| -> Vec<String> {
+            args.pools(Scenario::named(scenario).unwrap()).iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(names("mixed"), ["fixed:5", "fixed:20", "adaptive:warm", "static:20"]);
+        assert_eq!(names("burst"), ["fixed:5", "fixed:20", "fixed:50", "adaptive:warm", "static:30"]);
+        assert_eq!(args.most(Scenario::named("mixed").unwrap()), 20);
     }
 }

@@ -93,14 +93,14 @@ async fn run(args: &Args) -> Result<(), Error> {
     for scenario in &args.scenarios {
         runs.extend(session.rounds(scenario).await?);
     }
-    let told = if args.rounds > 1 { rounds::summary(&runs) } else { table::comparison(&runs, args) };
+    let told = if args.in_rounds() { rounds::summary(&runs) } else { table::comparison(&runs, args) };
     print!("{told}");
     if let Some(path) = &args.json {
         let json = serde_json::to_string(&Report { runs: &runs })? + "\n";
         fs::write(path, json).map_err(|error| cannot_write(path, &error))?;
     }
     if let Some(path) = &args.svg {
-        let drawn = if args.rounds > 1 {
+        let drawn = if args.in_rounds() {
             picture::regimes::draw(path, &runs, &command_line())
         } else {
             let first: Vec<_> = runs.iter().filter(|run| run.scenario == runs[0].scenario).collect();
@@ -125,11 +125,13 @@ impl Session<'_> {
         let phases = scenario.phases(self.args.phase_seconds, capacity);
         let mut pools = self.args.pools(scenario);
         let mut runs = Vec::new();
-        for _ in 0..self.args.rounds {
+        let mut round = 0;
+        while self.args.needs_round(round, || rounds::half_width(&runs)) {
             for &pool in &pools {
                 runs.push(self.run(scenario, pool, phases.clone()).await?);
             }
             pools.rotate_left(1); // none is always the first after another's
+            round += 1;
         }
         Ok(runs)
     }

@@ -127,6 +127,22 @@ fn compare(text: &mut String, phase: &str, pools: &[Pool<'_>]) {
     }
 }
 
+/// Of the intervals that the summary of these runs has, the widest's half; 0 where there is nothing to compare.
+pub fn half_width(runs: &[Run]) -> f64 {
+    let mut widest = 0.0_f64;
+    for (name, pools) in pools(runs) {
+        let judged = Scenario::named(name).map_or(&[][..], |scenario| scenario.judged);
+        for (phase, best) in judged.iter().filter_map(|phase| Some((phase, best(phase, &pools)?))) {
+            for ours in pools.iter().filter(|pool| is_adaptive(pool.name)) {
+                let (_, half) = interval(&ratios(phase, ours, best));
+                // Not a number where nobody served anything: that tells less than any interval.
+                widest = widest.max(if half.is_nan() { f64::INFINITY } else { half });
+            }
+        }
+    }
+    widest
+}
+
 /// The rival with the most goodput over all rounds.
 fn best<'p, 'r>(phase: &str, pools: &'p [Pool<'r>]) -> Option<&'p Pool<'r>> {
     let total = |pool: &Pool<'_>| pool.goodputs(phase).iter().sum::<f64>();
@@ -184,6 +200,48 @@ fn spread(mut values: Vec<f64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        generator::stats::{GeneratorReport, Outcome, Record},
+        report::ServerReport,
+    };
+
+    /// A run in whose burst so many were served.
+    fn run(pool: &str, served: u32) -> Run {
+        let scenario = Scenario::named("burst").unwrap();
+        let record = |k: u32| Record {
+            intended_us: 1_000_000 + k,
+            lag_us: 0,
+            latency_us: 1_000,
+            outcome: Outcome::Served,
+        };
+        let records: Vec<_> = (0..served).map(record).collect();
+        let load = GeneratorReport::new(0.0, &scenario.phases(1, None), &records);
+        Run::new(scenario, pool.parse().unwrap(), load, ServerReport::default())
+    }
+
+    #[test]
+    fn the_widest_interval_against_the_best_rival_decides() {
+        let mut runs = Vec::new();
+        for (adaptive, warm) in [(90, 100), (100, 100), (110, 100)] {
+            let pools = [("fixed:5", 50), ("fixed:10", 100), ("adaptive", adaptive), ("adaptive:warm", warm)];
+            runs.extend(pools.map(|(pool, served)| run(pool, served)));
+        }
+        assert!((half_width(&runs) - 0.248).abs() < 1e-3, "adaptive's own: {}", half_width(&runs));
+        runs.retain(|run| run.pool != "adaptive");
+        assert!(half_width(&runs) < 1e-9, "always the same");
+        assert_eq!(half_width(&runs[..3]), f64::INFINITY, "a single round tells nothing");
+        runs.retain(|run| is_adaptive(&run.pool));
+        assert!(half_width(&runs) < 1e-9, "nothing to compare with");
+    }
+
+    #[test]
+    fn each_adaptive_pool_is_told_of() {
+        let runs = ["fixed:10", "fixed:20", "adaptive", "adaptive:warm"].map(|pool| run(pool, 100));
+        let told = summary(&runs);
+        for sentence in ["| dials |", "- adaptive ÷ fixed:", "- adaptive:warm ÷ fixed:"] {
+            assert!(told.contains(sentence), "{sentence} in {told}");
+        }
+    }
 
     #[test]
     fn the_interval_is_students() {
