@@ -32,12 +32,14 @@ soak: setup ## five minutes of load and random faults; SOAK_SECONDS=... for anot
 bench: ## run the benchmarks
 	cargo bench --all-features
 
-regimes: ## where more connections pay, do not pay, and cost: fixed sizes and the adaptive one, in turns (25 minutes)
+# A round is 6 pools of 5 scenarios at 11 s and, of `mixed`, 5 pools (none over 20 connections) at 8 s: 370 s. There are 5
+# rounds of each scenario, and up to 15 where the intervals are wide.
+regimes: ## where more connections pay, do not pay, and cost: fixed sizes and the adaptive ones, in turns (30 to 95 minutes)
 	@scripts/setup demo
 	@mkdir -p target/regimes
-	cargo run --release --quiet --example load_test --features axum -- --rounds 5 --phase-seconds 3 \
-		--scenario burst --scenario incident --scenario cpu --scenario lock --scenario lock-nowait \
-		--pool fixed:5 --pool fixed:10 --pool fixed:20 --pool fixed:50 --pool adaptive \
+	cargo run --release --quiet --example load_test --features axum -- --rounds 5 --until-half-width 0.02 --phase-seconds 3 \
+		--scenario burst --scenario incident --scenario cpu --scenario lock --scenario lock-nowait --scenario mixed \
+		--pool fixed:5 --pool fixed:10 --pool fixed:20 --pool fixed:50 --pool adaptive --pool adaptive:warm \
 		--json target/regimes/summary.json --svg target/regimes/regimes.svg $(ARGS)
 
 picture: ARGS += --svg docs/demo.svg --json target/demo.json

@@ -4,6 +4,7 @@
 //! sent), `generator` (how), `server` (at what), `report`, `table` and `picture` (what came of it).
 
 mod args;
+mod capacity;
 mod database;
 mod generator;
 mod http;
@@ -85,27 +86,21 @@ async fn run(args: &Args) -> Result<(), Error> {
             .open(path)
             .map_err(|error| cannot_write(path, &error))?;
     }
-    let most = |scenario| args.pools.iter().map(move |pool| pool.most(args, scenario));
-    let largest = args.scenarios.iter().flat_map(|scenario| most(scenario)).max().unwrap_or_default();
-    let mut database = Database::open(args.database_url.as_deref(), largest).await?;
+    let largest = args.scenarios.iter().map(|scenario| args.most(scenario)).max().unwrap_or_default();
+    let database = Database::open(args.database_url.as_deref(), largest).await?;
+    let mut session = Session { database, args };
     let mut runs = Vec::new();
     for scenario in &args.scenarios {
-        let mut pools = args.pools.clone();
-        for _ in 0..args.rounds {
-            for &pool in &pools {
-                runs.push(run_one(&mut database, args, scenario, pool).await?);
-            }
-            pools.rotate_left(1); // none is always the first after another's
-        }
+        runs.extend(session.rounds(scenario).await?);
     }
-    let told = if args.rounds > 1 { rounds::summary(&runs) } else { table::comparison(&runs, args) };
+    let told = if args.in_rounds() { rounds::summary(&runs) } else { table::comparison(&runs, args) };
     print!("{told}");
     if let Some(path) = &args.json {
         let json = serde_json::to_string(&Report { runs: &runs })? + "\n";
         fs::write(path, json).map_err(|error| cannot_write(path, &error))?;
     }
     if let Some(path) = &args.svg {
-        let drawn = if args.rounds > 1 {
+        let drawn = if args.in_rounds() {
             picture::regimes::draw(path, &runs, &command_line())
         } else {
             let first: Vec<_> = runs.iter().filter(|run| run.scenario == runs[0].scenario).collect();
@@ -113,28 +108,53 @@ async fn run(args: &Args) -> Result<(), Error> {
         };
         drawn.map_err(|error| cannot_write(path, &*error))?;
     }
-    let wrong: Vec<_> = runs.iter().filter_map(|run| run.check_ledger().err()).collect();
+    let wrong: Vec<_> = runs.iter().filter_map(|run| run.check().err()).collect();
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n").into()) }
 }
 
-async fn run_one(
-    database: &mut Database,
-    args: &Args,
-    scenario: &'static Scenario,
-    pool: PoolSpec,
-) -> Result<Run, Error> {
-    database.prepare(scenario.work, pool.most(args, scenario)).await?;
-    let server = server::serve(database, args, pool, scenario).await?;
-    let Scenario { budget_ms, retries, .. } = *scenario;
-    let plan =
-        Plan { server: server.addr(), phases: scenario.phases(args.phase_seconds), budget_ms, retries };
-    let mut display = Display::new(format!("{} × {pool}", scenario.name), &plan.phases);
-    let load = generate(&plan, |progress| {
-        display.update(progress);
-        server::RunningServer::enter_phase(scenario, display.phase_at(progress.t_s));
-    })
-    .await?;
-    Ok(Run::new(scenario, pool, load, server.finish(database).await?))
+/// What all runs have in common.
+struct Session<'a> {
+    database: Database,
+    args: &'a Args,
+}
+
+impl Session<'_> {
+    /// All the runs of a scenario.
+    async fn rounds(&mut self, scenario: &'static Scenario) -> Result<Vec<Run>, Error> {
+        let capacity = capacity::measure(self, scenario).await?;
+        let phases = scenario.phases(self.args.phase_seconds, capacity);
+        let mut pools = self.args.pools(scenario);
+        let mut runs = Vec::new();
+        let mut round = 0;
+        while self.args.needs_round(round, || rounds::half_width(&runs)) {
+            for &pool in &pools {
+                runs.push(self.run(scenario, pool, phases.clone()).await?);
+            }
+            pools.rotate_left(1); // none is always the first after another's
+            round += 1;
+        }
+        Ok(runs)
+    }
+
+    async fn run(
+        &mut self,
+        scenario: &'static Scenario,
+        pool: PoolSpec,
+        phases: Vec<Phase>,
+    ) -> Result<Run, Error> {
+        let Self { database, args } = self;
+        database.prepare(scenario.work, pool.most(args, scenario)).await?;
+        let server = server::serve(database, args, pool, scenario).await?;
+        let Scenario { budget_ms, retries, .. } = *scenario;
+        let plan = Plan { server: server.addr(), phases, budget_ms, retries };
+        let mut display = Display::new(format!("{} × {pool}", scenario.name), &plan.phases);
+        let load = generate(&plan, |progress| {
+            display.update(progress);
+            server::RunningServer::enter_phase(scenario, display.phase_at(progress.t_s));
+        })
+        .await?;
+        Ok(Run::new(scenario, pool, load, server.finish(database).await?))
+    }
 }
 
 /// What the generator itself costs: the floor under every figure of this program.

@@ -16,6 +16,10 @@ use crate::{
 pub struct ServerReport {
     /// Every wait that ended with a connection.
     pub acquires: Vec<Acquire>,
+    /// When each connection was opened, those from before the load too.
+    pub dials: Vec<f64>,
+    /// `None` where nobody looked.
+    pub limits: Option<Limits>,
     pub peak_connections: u64,
     /// How many connections PostgreSQL itself refused (53300).
     pub too_many_connections: u64,
@@ -23,6 +27,21 @@ pub struct ServerReport {
     pub samples: Vec<ServerSample>,
     /// `None` where nobody keeps one: a plain static pool.
     pub ledger: Option<LedgerCounts>,
+}
+
+/// Between what the limit moved.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    pub least: u64,
+    pub peak: u64,
+}
+
+impl Limits {
+    /// As before, with a look more.
+    pub fn with(before: Option<Self>, limit: u64) -> Self {
+        let Self { least, peak } = before.unwrap_or(Self { least: limit, peak: limit });
+        Self { least: least.min(limit), peak: peak.max(limit) }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +57,7 @@ pub struct ServerSample {
     pub limit: u64,
     pub in_use: u64,
     pub idle: u64,
+    pub reserve: u64,
     pub queue_depth: u64,
     /// Since the start.
     pub too_many_connections: u64,
@@ -65,6 +85,9 @@ pub struct Report<'a> {
 pub struct Run {
     pub scenario: &'static str,
     pub pool: String,
+    /// The limit that a pool of fixed size must keep, and those it was seen with.
+    #[serde(skip)]
+    fixed: Option<(u64, Limits)>,
     pub started_unix_s: f64,
     #[serde(flatten)]
     pub load: Figures,
@@ -91,6 +114,9 @@ pub struct RunPhase {
 #[derive(Debug, Serialize)]
 pub struct ServerFigures {
     pub acquire_p99_ms: Option<f64>,
+    /// Connections opened, after the load had begun.
+    pub dials: u64,
+    pub peak_limit: u64,
     pub peak_connections: u64,
     pub too_many_connections: u64,
     pub connection_seconds: f64,
@@ -104,6 +130,7 @@ pub struct TimelineRow {
     pub limit: Option<u64>,
     pub in_use: Option<u64>,
     pub idle: Option<u64>,
+    pub reserve: Option<u64>,
     pub queue_depth: Option<u64>,
 }
 
@@ -111,18 +138,27 @@ impl Run {
     pub fn new(scenario: &Scenario, pool: PoolSpec, load: GeneratorReport, mut server: ServerReport) -> Self {
         server.samples.sort_by(|a, b| a.unix_s.total_cmp(&b.unix_s));
         let mut begin_s = load.started_unix_s;
-        let phases = load.phases.into_iter().map(|part| {
-            let end_s = begin_s + f64::from(part.phase.seconds);
-            let figures = server.between(begin_s, end_s);
-            begin_s = end_s;
-            RunPhase { phase: part.phase, load: part.figures, server: figures }
-        });
+        let fixed = match pool {
+            PoolSpec::Fixed(size) => server.limits.map(|limits| (size.get() as u64, limits)),
+            _ => None,
+        };
+        let phases: Vec<_> = load
+            .phases
+            .into_iter()
+            .map(|part| {
+                let end_s = begin_s + f64::from(part.phase.seconds);
+                let figures = server.between(begin_s, end_s);
+                begin_s = end_s;
+                RunPhase { phase: part.phase, load: part.figures, server: figures }
+            })
+            .collect();
         Self {
             scenario: scenario.name,
             pool: pool.to_string(),
             started_unix_s: load.started_unix_s,
             load: load.total,
-            phases: phases.collect(),
+            phases,
+            fixed,
             timeline: load
                 .timeline
                 .into_iter()
@@ -132,6 +168,8 @@ impl Run {
             ledger: server.ledger,
             server: ServerFigures {
                 acquire_p99_ms: p99_ms(server.acquires.iter()),
+                dials: server.dials_within(load.started_unix_s, begin_s),
+                peak_limit: server.limits.map_or(0, |limits| limits.peak),
                 peak_connections: server.peak_connections,
                 too_many_connections: server.too_many_connections,
                 connection_seconds: server.connection_seconds,
@@ -143,8 +181,26 @@ impl Run {
         self.phases.iter().find(|part| part.phase.name == name)
     }
 
+    /// Whether the run can be trusted; otherwise why not.
+    pub fn check(&self) -> Result<(), String> {
+        let wrong: Vec<_> =
+            [self.check_ledger(), self.check_limit()].into_iter().filter_map(Result::err).collect();
+        if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
+    }
+
+    /// Whether a pool of fixed size was one, all the time.
+    fn check_limit(&self) -> Result<(), String> {
+        match self.fixed {
+            Some((size, Limits { least, peak })) if (least, peak) != (size, size) => Err(format!(
+                "{} × {}: the limit was to stay at {size}, but was between {least} and {peak}",
+                self.scenario, self.pool
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether what the clients received is what the ledgers say was sent: if not, one of the two cannot be trusted.
-    pub fn check_ledger(&self) -> Result<(), String> {
+    fn check_ledger(&self) -> Result<(), String> {
         let Some(ledger) = self.ledger else {
             return Ok(());
         };
@@ -195,22 +251,25 @@ impl ServerReport {
         let within = |unix_s: f64| (begin_s..end_s).contains(&unix_s);
         let before = |unix_s: f64| self.samples.iter().take_while(|sample| sample.unix_s < unix_s).last();
         let refused = |unix_s: f64| before(unix_s).map_or(0, |sample| sample.too_many_connections);
-        let open = |sample: &ServerSample| sample.in_use + sample.idle;
+        let open = |sample: &ServerSample| sample.in_use + sample.idle + sample.reserve;
+        let peak = |of: fn(&ServerSample) -> u64| {
+            self.samples.iter().filter(|sample| within(sample.unix_s)).map(of).max().unwrap_or(0)
+        };
         let stretches = self.samples.windows(2).filter(|pair| within(pair[0].unix_s));
         ServerFigures {
             acquire_p99_ms: p99_ms(self.acquires.iter().filter(|acquire| within(acquire.unix_s))),
-            peak_connections: self
-                .samples
-                .iter()
-                .filter(|sample| within(sample.unix_s))
-                .map(open)
-                .max()
-                .unwrap_or(0),
+            dials: self.dials_within(begin_s, end_s),
+            peak_limit: peak(|sample| sample.limit),
+            peak_connections: peak(open),
             too_many_connections: refused(end_s) - refused(begin_s),
             connection_seconds: stretches
                 .map(|pair| open(&pair[0]) as f64 * (pair[1].unix_s - pair[0].unix_s))
                 .sum(),
         }
+    }
+
+    fn dials_within(&self, begin_s: f64, end_s: f64) -> u64 {
+        self.dials.iter().filter(|&&unix_s| (begin_s..end_s).contains(&unix_s)).count() as u64
     }
 
     /// A tenth of a second of load with the first sample that was taken in it.
@@ -224,6 +283,7 @@ impl ServerReport {
             limit: sample.map(|sample| sample.limit),
             in_use: sample.map(|sample| sample.in_use),
             idle: sample.map(|sample| sample.idle),
+            reserve: sample.map(|sample| sample.reserve),
             queue_depth: sample.map(|sample| sample.queue_depth),
         }
     }
@@ -243,7 +303,7 @@ mod tests {
     /// A run of three phases of a second that began at 1,000 s; connection number k was opened in the k-th phase.
     fn run(ledger: Option<LedgerCounts>) -> Run {
         let scenario = Scenario::named("burst").unwrap();
-        let load = GeneratorReport::new(1_000.0, &scenario.phases(1), &[] as &[Record]);
+        let load = GeneratorReport::new(1_000.0, &scenario.phases(1, None), &[] as &[Record]);
         let sample = |k: u32| ServerSample {
             unix_s: 1_000.05 + f64::from(k) / 10.0,
             in_use: u64::from(k / 10) + 1,

@@ -56,12 +56,21 @@ fn micros(duration: Duration) -> u32 {
     u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
 }
 
+/// What was answered in time to count as throughput: before the load, or the phase it was sent in, was over. A queue that is
+/// served afterwards says how long it was, not how much the server can do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct InPhase {
+    pub served: u64,
+    pub within_100ms: u64,
+}
+
 /// The figures of a run or of a phase. A quantile of nothing is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
     pub offered: u64,
     pub served: u64,
     pub within_100ms: u64,
+    pub in_phase: InPhase,
     pub p50_ms: Option<f64>,
     pub p99_ms: Option<f64>,
     pub p999_ms: Option<f64>,
@@ -105,22 +114,23 @@ pub struct GeneratorReport {
 }
 
 const MOMENT: Duration = Duration::from_millis(100);
+/// What people take for an answer at once.
+const IN_TIME_US: u32 = 100_000;
 
 impl GeneratorReport {
     /// From the records, in the order they were to be sent in.
     pub fn new(started_unix_s: f64, phases: &[Phase], records: &[Record]) -> Self {
-        let mut total = figures(records);
+        let mut total = figures(records, phases.iter().map(|phase| phase.seconds).sum());
         let mut by_phase = Vec::new();
         let mut begin_s = 0;
         for phase in phases {
             let end_s = begin_s + phase.seconds;
-            by_phase.push((
-                begin_s,
-                PhaseFigures { phase: phase.clone(), figures: figures(between(records, begin_s, end_s)) },
-            ));
+            let figures = figures(between(records, begin_s, end_s), end_s);
+            by_phase.push((begin_s, PhaseFigures { phase: phase.clone(), figures }));
             begin_s = end_s;
         }
-        if let [(_, baseline), .., (after_s, after)] = &mut by_phase[..] {
+        // Only where the last phase is a calm one after another's trouble.
+        if let [(_, baseline), _, .., (after_s, after)] = &mut by_phase[..] {
             let recovery_s = baseline.figures.p99_ms.and_then(|p99_ms| recovery_s(records, *after_s, p99_ms));
             after.figures.recovery_s = recovery_s;
             total.recovery_s = recovery_s;
@@ -142,7 +152,8 @@ fn between(records: &[Record], from_s: u32, until_s: u32) -> &[Record] {
     &records[at(from_s)..at(until_s)]
 }
 
-fn figures(records: &[Record]) -> Figures {
+/// The figures of these records, which belong to a stretch of load that ends at `end_s`.
+fn figures(records: &[Record], end_s: u32) -> Figures {
     let latencies = |class: fn(Outcome) -> bool| {
         sorted(records.iter().filter(|r| class(r.outcome)).map(|r| r.latency_us))
     };
@@ -152,7 +163,8 @@ fn figures(records: &[Record]) -> Figures {
     Figures {
         offered: records.len() as u64,
         served: served.len() as u64,
-        within_100ms: served.partition_point(|&us| us <= 100_000) as u64,
+        within_100ms: served.partition_point(|&us| us <= IN_TIME_US) as u64,
+        in_phase: in_phase(records, end_s),
         p50_ms: quantile_ms(&served, 0.5),
         p99_ms: quantile_ms(&served, 0.99),
         p999_ms: quantile_ms(&served, 0.999),
@@ -166,6 +178,16 @@ fn figures(records: &[Record]) -> Figures {
     }
 }
 
+fn in_phase(records: &[Record], end_s: u32) -> InPhase {
+    let served = records.iter().filter(|record| record.outcome == Outcome::Served);
+    let answered_us = |record: &Record| u64::from(record.intended_us) + u64::from(record.latency_us);
+    let before_end = served.filter(|record| answered_us(record) <= u64::from(end_s) * 1_000_000);
+    before_end.fold(InPhase::default(), |sum, record| InPhase {
+        served: sum.served + 1,
+        within_100ms: sum.within_100ms + u64::from(record.latency_us <= IN_TIME_US),
+    })
+}
+
 fn timeline(records: &[Record], seconds: u32) -> Vec<Moment> {
     let moment_us = MOMENT.as_micros() as u32;
     let mut rest = records;
@@ -175,7 +197,7 @@ fn timeline(records: &[Record], seconds: u32) -> Vec<Moment> {
             let (here, later) =
                 rest.split_at(rest.partition_point(|record| record.intended_us < (i + 1) * moment_us));
             rest = later;
-            let Figures { offered, served, within_100ms, shed, p99_ms, .. } = figures(here);
+            let Figures { offered, served, within_100ms, shed, p99_ms, .. } = figures(here, seconds);
             Moment { t_s: f64::from(i * moment_us) / 1e6, offered, served, within_100ms, shed, p99_ms }
         })
         .collect()

@@ -10,7 +10,9 @@ use plotters::{prelude::*, style::text_anchor::HPos};
 use self::panel::{Canvas, FAINT, INK, PLOT_X, Panel, bold, plain, ticks};
 use crate::{
     Error,
+    args::is_adaptive,
     report::{Run, TimelineRow},
+    scenario::BURST,
     table::count,
 };
 
@@ -20,9 +22,9 @@ const LATENCIES: std::ops::Range<i32> = 370..590;
 const CONNECTIONS: std::ops::Range<i32> = 644..844;
 
 const SENT: RGBColor = RGBColor(217, 220, 226);
-const BURST: RGBColor = RGBColor(255, 246, 224);
-/// The adaptive pool's colour, then the others': apart for colour-blind eyes too.
-const ADAPTIVE: RGBColor = RGBColor(0, 99, 177);
+const SHADE: RGBColor = RGBColor(255, 246, 224);
+/// The adaptive pools' colours, then the others': apart for colour-blind eyes too.
+const ADAPTIVE: [RGBColor; 2] = [RGBColor(0, 99, 177), RGBColor(64, 168, 228)];
 const STATIC: [RGBColor; 4] =
     [RGBColor(213, 94, 0), RGBColor(0, 135, 100), RGBColor(165, 70, 150), RGBColor(110, 100, 90)];
 
@@ -57,14 +59,21 @@ pub fn draw(path: &Path, runs: &[&Run], command: &str) -> Result<(), Error> {
     Ok(canvas.present()?)
 }
 
-/// The adaptive pool's last, so that it lies over the others.
+/// The adaptive pools' last, so that they lie over the others; the first of them on top.
 fn lines<'a>(runs: &[&'a Run]) -> Vec<Line<'a>> {
-    let (adaptive, fixed): (Vec<&Run>, Vec<&Run>) = runs.iter().partition(|run| run.pool == "adaptive");
-    let fixed = fixed
-        .into_iter()
-        .zip(STATIC.iter().cycle())
-        .map(|(run, color)| Line { run, style: color.stroke_width(2) });
-    fixed.chain(adaptive.into_iter().map(|run| Line { run, style: ADAPTIVE.stroke_width(3) })).collect()
+    let colors = colors(runs.iter().map(|run| run.pool.as_str()));
+    let (adaptive, fixed): (Vec<_>, Vec<_>) =
+        runs.iter().zip(colors).partition(|(run, _)| is_adaptive(&run.pool));
+    let line =
+        |width| move |(run, color): (&&'a Run, RGBColor)| Line { run, style: color.stroke_width(width) };
+    fixed.into_iter().map(line(2)).chain(adaptive.into_iter().rev().map(line(3))).collect()
+}
+
+/// A colour for each of these pools: the adaptive ones have their own, the others take turns.
+fn colors<'a>(pools: impl Iterator<Item = &'a str>) -> Vec<RGBColor> {
+    let (mut adaptive, mut fixed) = (ADAPTIVE.iter().cycle(), STATIC.iter().cycle());
+    let next = pools.filter_map(|pool| if is_adaptive(pool) { adaptive.next() } else { fixed.next() });
+    next.copied().collect()
 }
 
 fn draw_head(canvas: &Canvas<'_>, runs: &[&Run], command: &str) -> Result<(), Error> {
@@ -72,7 +81,7 @@ fn draw_head(canvas: &Canvas<'_>, runs: &[&Run], command: &str) -> Result<(), Er
     let rates: Vec<_> = runs[0].phases.iter().map(|part| count(part.phase.rate_per_s.into())).collect();
     let pools: Vec<_> = runs.iter().map(|run| run.pool.as_str()).collect();
     let title = format!("{}: {} requests/s over {}", runs[0].scenario, rates.join(" → "), pools.join(", "));
-    panel.text(&title, bold(22, INK), (PLOT_X.start, 30), HPos::Left)?;
+    panel.text(&title, bold(20, INK), (PLOT_X.start, 30), HPos::Left)?;
     panel.text(command, ("monospace", 13).into_font().color(&FAINT), (PLOT_X.start, 58), HPos::Left)
 }
 
@@ -86,7 +95,7 @@ fn draw_rates(panel: &Panel<'_, '_>, lines: &[Line<'_>]) -> Result<(), Error> {
         panel.curve(&maybe(line.run, |row| Some(row.load.within_100ms as f64 * 10.0)), line.style)?;
         let kept_up = line
             .run
-            .phase("burst")
+            .phase(BURST)
             .map_or(0.0, |part| part.load.within_100ms as f64 / f64::from(part.phase.seconds));
         // Above the calm that follows the burst.
         labels.push((panel.y_at(kept_up.max(panel.high / 6.0)), line.run.pool.as_str(), color(line)));
@@ -120,18 +129,18 @@ fn draw_latencies(panel: &Panel<'_, '_>, lines: &[Line<'_>]) -> Result<(), Error
 
 fn draw_connections(panel: &Panel<'_, '_>, lines: &[Line<'_>]) -> Result<(), Error> {
     shade_burst(panel, lines[0].run)?;
-    panel.frame("open connections, and the adaptive pool's limit (dashed)", &ticks(panel.high, ""))?;
-    for line in lines.iter().filter(|line| line.run.pool == "adaptive") {
+    panel.frame("open connections, and the adaptive pools' limits (dashed)", &ticks(panel.high, ""))?;
+    for line in lines.iter().filter(|line| is_adaptive(&line.run.pool)) {
         let limit = maybe(line.run, |row| row.limit.map(|limit| limit as f64));
-        panel.dashed(&limit, ADAPTIVE.mix(0.7).stroke_width(2))?;
+        panel.dashed(&limit, color(line).mix(0.7).stroke_width(2))?;
     }
     panel.time_axis()?;
     draw_lines(panel, lines, open)
 }
 
-/// What the server holds: connections in use and idle ones.
+/// What the server holds: connections in use, idle ones and those in reserve.
 fn open(row: &TimelineRow) -> Option<f64> {
-    Some((row.in_use? + row.idle?) as f64)
+    Some((row.in_use? + row.idle? + row.reserve?) as f64)
 }
 
 /// The curves, each named at its end.
@@ -156,8 +165,8 @@ fn shade_burst(panel: &Panel<'_, '_>, run: &Run) -> Result<f64, Error> {
     let mut begin_s = 0.0;
     for part in &run.phases {
         let end_s = begin_s + f64::from(part.phase.seconds);
-        if part.phase.name == "burst" {
-            panel.shade(begin_s, end_s, BURST)?;
+        if part.phase.name == BURST {
+            panel.shade(begin_s, end_s, SHADE)?;
             return Ok(end_s);
         }
         begin_s = end_s;

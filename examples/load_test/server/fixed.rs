@@ -3,23 +3,31 @@
 use std::time::{Duration, Instant};
 
 use axum::{Router, extract::State, http::StatusCode, routing::get};
-use deadpool_postgres::{Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime, Timeouts};
+use deadpool_postgres::{Hook, Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime, Timeouts};
 use tokio_postgres::{Config, NoTls};
 
-use super::{Sizes, meter::Waits};
+use super::{
+    Sizes,
+    meter::{Moments, Waits},
+};
 use crate::{Error, scenario::Work};
 
 /// HikariCP's default, and a usual choice.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
-pub async fn open(config: &Config, size: usize) -> Result<Pool, Error> {
+pub async fn open(config: &Config, size: usize, dials: Moments) -> Result<Pool, Error> {
     let manager = Manager::from_config(
         config.clone(),
         NoTls,
         ManagerConfig { recycling_method: RecyclingMethod::Fast },
     );
     let timeouts = Timeouts { wait: Some(WAIT_TIMEOUT), ..Timeouts::new() };
-    let pool = Pool::builder(manager).max_size(size).timeouts(timeouts).runtime(Runtime::Tokio1).build()?;
+    let opened = Hook::sync_fn(move |_, _| {
+        dials.record();
+        Ok(())
+    });
+    let builder = Pool::builder(manager).max_size(size).timeouts(timeouts).post_create(opened);
+    let pool = builder.runtime(Runtime::Tokio1).build()?;
     // Warm, as after some time in production: the comparison is of sizes, not of cold starts.
     let mut all = Vec::new();
     for _ in 0..size {
@@ -50,6 +58,7 @@ pub fn sizes(pool: &Pool) -> Sizes {
         limit: status.max_size,
         in_use: status.size - status.available,
         idle: status.available,
+        reserve: 0,
         queue_depth: status.waiting,
     }
 }

@@ -11,7 +11,7 @@ use tokio::{task::JoinHandle, time};
 use super::Sizes;
 use crate::{
     generator::unix_s,
-    report::{Acquire, ServerSample},
+    report::{Acquire, Limits, ServerSample},
 };
 
 /// Fine enough to see a peak that lasts for one dial.
@@ -35,11 +35,28 @@ impl Waits {
     }
 }
 
+/// When something happened, in seconds since 1970.
+#[derive(Clone, Default)]
+pub struct Moments(Arc<Mutex<Vec<f64>>>);
+
+impl Moments {
+    pub fn record(&self) {
+        let now = unix_s(SystemTime::now());
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(now);
+    }
+
+    fn take(&self) -> Vec<f64> {
+        mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 /// What a meter saw.
 #[derive(Default)]
 pub struct Seen {
     pub waits: Vec<Acquire>,
+    pub dials: Vec<f64>,
     pub peak: u64,
+    pub limits: Option<Limits>,
     pub connection_seconds: f64,
     pub samples: Vec<ServerSample>,
 }
@@ -47,6 +64,7 @@ pub struct Seen {
 pub struct Meter {
     seen: Arc<Mutex<Seen>>,
     waits: Waits,
+    dials: Moments,
     task: JoinHandle<()>,
 }
 
@@ -54,17 +72,17 @@ impl Meter {
     pub fn start(look: impl Fn() -> Sizes + Send + 'static) -> Self {
         let seen = Arc::new(Mutex::new(Seen::default()));
         let task = tokio::spawn(watch(seen.clone(), look));
-        Self { seen, waits: Waits::default(), task }
+        Self { seen, waits: Waits::default(), dials: Moments::default(), task }
     }
 
-    pub fn with(self, waits: Waits) -> Self {
-        Self { waits, ..self }
+    pub fn with(self, waits: Waits, dials: Moments) -> Self {
+        Self { waits, dials, ..self }
     }
 
     pub fn stop(self) -> Seen {
         self.task.abort();
         let mut seen = mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner));
-        seen.waits = self.waits.take();
+        (seen.waits, seen.dials) = (self.waits.take(), self.dials.take());
         seen
     }
 }
@@ -78,6 +96,7 @@ async fn watch(seen: Arc<Mutex<Seen>>, look: impl Fn() -> Sizes) {
         let sizes = look();
         let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.peak = seen.peak.max(sizes.size as u64);
+        seen.limits = Some(Limits::with(seen.limits, sizes.limit as u64));
         seen.connection_seconds += sizes.size as f64 * last.elapsed().as_secs_f64();
         last = Instant::now();
         if turn.is_multiple_of(KEEP) {
@@ -86,6 +105,7 @@ async fn watch(seen: Arc<Mutex<Seen>>, look: impl Fn() -> Sizes) {
                 limit: sizes.limit as u64,
                 in_use: sizes.in_use as u64,
                 idle: sizes.idle as u64,
+                reserve: sizes.reserve as u64,
                 queue_depth: sizes.queue_depth as u64,
                 too_many_connections: 0,
             });

@@ -36,13 +36,14 @@ pub async fn serve(
     pool: PoolSpec,
     scenario: &Scenario,
 ) -> Result<RunningServer, Error> {
-    let waits = meter::Waits::default();
+    work::draw_anew();
+    let (waits, dials) = (meter::Waits::default(), meter::Moments::default());
     let (router, meter, pool) = match pool {
         PoolSpec::Static(size)
         | PoolSpec::Naive(size)
         | PoolSpec::LoadShed(size)
         | PoolSpec::Little(size) => {
-            let fixed = fixed::open(database.config(), size.get()).await?;
+            let fixed = fixed::open(database.config(), size.get(), dials.clone()).await?;
             let meter = Meter::start({
                 let fixed = fixed.clone();
                 move || fixed::sizes(&fixed)
@@ -50,8 +51,8 @@ pub async fn serve(
             let router = fixed::router(fixed.clone(), scenario.work, waits.clone());
             (peers::in_front_of(router, pool), meter, Pool::Fixed(fixed))
         }
-        PoolSpec::Fixed(_) | PoolSpec::Adaptive => {
-            let own = own::open(database.config(), args, pool, scenario).await?;
+        PoolSpec::Fixed(_) | PoolSpec::Adaptive | PoolSpec::Warm => {
+            let own = own::open(database.config(), args, pool, scenario, dials.clone()).await?;
             let meter = Meter::start({
                 let gate = own.pool.gate().clone();
                 move || own::sizes(&gate)
@@ -59,7 +60,7 @@ pub async fn serve(
             (own::router(&own.pool, scenario, waits.clone())?, meter, Pool::Own(own, scenario.work))
         }
     };
-    Ok(RunningServer { http: HttpServer::start(router).await?, meter: meter.with(waits), pool })
+    Ok(RunningServer { http: HttpServer::start(router).await?, meter: meter.with(waits, dials), pool })
 }
 
 impl RunningServer {
@@ -85,6 +86,8 @@ impl RunningServer {
         };
         Ok(ServerReport {
             acquires: seen.waits,
+            dials: seen.dials,
+            limits: seen.limits,
             peak_connections: seen.peak,
             too_many_connections: database.refused(),
             connection_seconds: seen.connection_seconds,
@@ -101,6 +104,7 @@ pub struct Sizes {
     pub limit: usize,
     pub in_use: usize,
     pub idle: usize,
+    pub reserve: usize,
     pub queue_depth: usize,
 }
 

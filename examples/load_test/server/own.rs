@@ -5,11 +5,14 @@ use std::time::{Duration, Instant};
 use axum::{Extension, Router, routing::get};
 use tokio_postgres::{Config, NoTls};
 use tower_adaptive_pool::{
-    AdaptivePool, AdaptivePoolLayer, Gate, Postgres,
+    AdaptivePool, AdaptivePoolLayer, Event, Gate, Observer, Postgres,
     axum::{Db, Error as Answer},
 };
 
-use super::{Sizes, meter::Waits};
+use super::{
+    Sizes,
+    meter::{Moments, Waits},
+};
 use crate::{
     Error,
     args::{Args, PoolSpec},
@@ -27,17 +30,36 @@ pub struct Own {
     telemetry: Telemetry,
 }
 
-pub async fn open(config: &Config, args: &Args, pool: PoolSpec, scenario: &Scenario) -> Result<Own, Error> {
+/// Keeps when connections were opened.
+struct DialObserver(Moments);
+
+impl Observer for DialObserver {
+    fn on_event(&self, _: &Gate, event: &Event<'_>) {
+        if let Event::Dialed { .. } = event {
+            self.0.record();
+        }
+    }
+}
+
+pub async fn open(
+    config: &Config,
+    args: &Args,
+    pool: PoolSpec,
+    scenario: &Scenario,
+    dials: Moments,
+) -> Result<Own, Error> {
     let telemetry = Telemetry::from_env()?;
-    let (min_size, max_size) = match pool {
-        PoolSpec::Adaptive => (args.min_size(scenario), pool.most(args, scenario)),
-        _ => (pool.most(args, scenario), pool.most(args, scenario)),
-    };
+    let (start, most) = (args.min_size(scenario), pool.most(args, scenario));
     let builder = AdaptivePool::builder(Postgres::new(config.clone(), NoTls))
         .name("load_test")
-        .min_size(min_size)
-        .max_size(max_size)
-        .max_dialing(args.max_dialing.get());
+        .max_dialing(args.max_dialing.get())
+        .observer(DialObserver(dials));
+    let builder = match pool {
+        PoolSpec::Adaptive => builder.min_size(start).base_limit(start).max_size(most),
+        // It may use as few as the other at first: only what is open differs.
+        PoolSpec::Warm => builder.min_size(most).base_limit(start).max_size(most),
+        _ => builder.fixed_size(most),
+    };
     let builder = match telemetry.observer() {
         Some(observer) => builder.observer(observer),
         None => builder,
@@ -76,6 +98,7 @@ pub fn sizes(gate: &Gate) -> Sizes {
         limit: seen.limit,
         in_use: seen.in_use,
         idle: seen.idle,
+        reserve: seen.reserve,
         queue_depth: seen.queue_depth,
     }
 }

@@ -1,6 +1,6 @@
 //! What one request does with a connection, the same over either pool.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use tokio_postgres::error::SqlState;
 use tower_adaptive_pool::{Connection, Postgres, QueryError};
@@ -19,6 +19,12 @@ const SLEEP: &str = "select pg_sleep(0.006)";
 const USUAL: &str = "select pg_sleep(0.02)";
 const SLOWED: &str = "select pg_sleep(0.08)";
 
+const SHORT: &str = "select pg_sleep(0.002)";
+const LONG: &str = "select pg_sleep(0.5)";
+
+/// How many requests of the mixed work there were in this run.
+static DRAWN: AtomicU64 = AtomicU64::new(0);
+
 /// The database has a quarter of its speed, for work that can be slowed.
 pub static SLOW: AtomicBool = AtomicBool::new(false);
 
@@ -33,7 +39,7 @@ const SHORT_SUM: &str = "select sum(n) from load_test_rows where id <= 1000";
 macro_rules! run {
     ($work:expr, $db:ident) => {{
         match $work {
-            Work::Sleep6 | Work::Cpu5 | Work::Slowable => {
+            Work::Sleep6 | Work::Cpu5 | Work::Slowable | Work::Mixed => {
                 let statement = $db.prepare_cached($work.only_statement()).await?;
                 $db.query(&statement, &[]).await?;
             }
@@ -75,6 +81,22 @@ macro_rules! run {
     }};
 }
 
+/// From now on the mixed work comes in the same order as at the beginning of every other run.
+pub fn draw_anew() {
+    DRAWN.store(0, Relaxed);
+}
+
+/// One of each hundred, at a place that differs from hundred to hundred: no pool has more of them than another, and none
+/// can be in step with them.
+fn is_long(number: u64) -> bool {
+    let (hundred, place) = (number / 100, number % 100);
+    // SplitMix64.
+    let mut hash = (hundred + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (hash ^ (hash >> 31)) % 100 == place
+}
+
 /// 55P03, from either client.
 fn is_locked(error: &(impl std::error::Error + 'static)) -> bool {
     let error: &(dyn std::error::Error + 'static) = error;
@@ -86,7 +108,7 @@ impl Work {
     /// Statements the ledger counts for each request that was served; `None` where each tries as often as it must.
     pub fn queries(self) -> Option<u64> {
         match self {
-            Self::Sleep6 | Self::Cpu5 | Self::Slowable => Some(1),
+            Self::Sleep6 | Self::Cpu5 | Self::Slowable | Self::Mixed => Some(1),
             // The sleep; begin, update, sum, commit.
             Self::HotRowLock => Some(5),
             Self::HotRowNowait => None,
@@ -110,7 +132,24 @@ impl Work {
             Self::Cpu5 => BURN,
             Self::Slowable if SLOW.load(Relaxed) => SLOWED,
             Self::Slowable => USUAL,
+            Self::Mixed if is_long(DRAWN.fetch_add(1, Relaxed)) => LONG,
+            Self::Mixed => SHORT,
             _ => SLEEP,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_in_a_hundred_is_long_and_not_in_step() {
+        let long: Vec<_> = (0..10_000).filter(|&number| is_long(number)).collect();
+        assert_eq!(long.len(), 100);
+        let mut places: Vec<_> = long.iter().map(|number| number % 100).collect();
+        places.sort_unstable();
+        places.dedup();
+        assert!(places.len() > 40, "{places:?}");
     }
 }

@@ -85,6 +85,32 @@ fn outcomes_are_counted_in_the_phase_they_were_sent_in() {
 }
 
 #[test]
+fn an_answer_after_the_end_of_its_phase_is_no_throughput() {
+    let (phases, mut records) = calm();
+    records[100].latency_us = 1_000_000; // sent at 1 s: the phase ends with its answer
+    records[101].latency_us = 1_000_000; // answered just after
+    records[199].latency_us = 50_000;
+    records[599].latency_us = 50_000; // after the load, too
+    records[300].outcome = Outcome::Timeout;
+    let report = GeneratorReport::new(0.0, &phases, &records);
+    let phases: Vec<_> = report.phases.iter().map(|phase| phase.figures.in_phase).collect();
+
+    assert_eq!(phases[0], InPhase { served: 198, within_100ms: 197 });
+    assert_eq!(phases[1], InPhase { served: 199, within_100ms: 199 });
+    assert_eq!(phases[2], InPhase { served: 199, within_100ms: 199 });
+    // Only the last phase's end is the end of the load.
+    assert_eq!(report.total.in_phase, InPhase { served: 598, within_100ms: 596 });
+    assert_eq!((report.phases[0].figures.served, report.total.served), (200, 599));
+}
+
+#[test]
+fn without_a_calm_phase_after_another_nothing_recovers() {
+    let (phases, records) = calm();
+    let report = GeneratorReport::new(0.0, &phases[..2], &records[..400]);
+    assert_eq!(report.total.recovery_s, None);
+}
+
+#[test]
 fn quantiles_are_values_that_occurred() {
     let values: Vec<u32> = (1..=1_000).map(|ms| ms * 1_000).collect();
     assert_eq!(quantile_ms(&values, 0.5), Some(500.0));
