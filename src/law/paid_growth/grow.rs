@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::evidence::{Estimate, Seen};
 use super::judge::{BELIEVED, UNSEEN};
 use super::trial::{STEP, Trial};
-use super::{PaidGrowthController, duration};
+use super::{PaidGrowthController, duration, estimated_wait};
 use crate::law::scale::{Decision, Reason, Sample};
 
 /// Between two growths that no evidence stands behind: time to open connections and see the queue fall.
@@ -78,10 +78,10 @@ impl PaidGrowthController {
         }
         let surely = |e: Estimate| e.value - DECIDED * e.error >= self.law.pays;
         if believed < self.law.pays || !(needed || (surely(shown) && surely(self.slope_here(&here)))) {
-            return self.hold(now, sample, Some(here), self.not_paying(sample, shown));
+            return self.hold(now, sample, Some(here), not_paying(sample, shown));
         }
         let to = self.step(sample, believed, need);
-        let grown = Decision { limit: to, reason: self.growing(sample, need, shown) };
+        let grown = Decision { limit: to, reason: growing(sample, need, shown) };
         self.grow_under_ceiling(now, sample, here, to).unwrap_or(grown)
     }
 
@@ -91,7 +91,7 @@ impl PaidGrowthController {
         let since = self.moved.map_or(Duration::MAX, |at| now.saturating_duration_since(at));
         let blindly = self.grows_blindly(size) && !(stuck && since >= COOLDOWN_BLIND);
         if blindly || (size + 1) as f64 > need {
-            let estimated_wait = duration(self.estimated_wait(sample));
+            let estimated_wait = duration(estimated_wait(sample));
             return Decision {
                 limit: size,
                 reason: Reason::GatheringEvidence { queue_depth, estimated_wait },
@@ -102,8 +102,7 @@ impl PaidGrowthController {
         }
         let to = self.step(sample, BELIEVED.value, need);
         let unknown = Seen { size, ..Seen::default() };
-        let grown =
-            Decision { limit: to, reason: self.growing(sample, need.min(sample.max_size as f64), UNSEEN) };
+        let grown = Decision { limit: to, reason: growing(sample, need.min(sample.max_size as f64), UNSEEN) };
         self.grow_under_ceiling(now, sample, unknown, to).unwrap_or(grown)
     }
 
@@ -142,7 +141,7 @@ impl PaidGrowthController {
         let (less, more) = if best.size < size { (&best, here) } else { (here, &best) };
         let Estimate { value: elasticity, error } = self.of_the_whole(self.evidence.elasticity(less, more));
         let reason = if best.size > size {
-            self.growing(sample, 0.0, Estimate { value: elasticity, error })
+            growing(sample, 0.0, Estimate { value: elasticity, error })
         } else {
             let worse = self.evidence.known().filter(|seen| seen.size > best.size && seen.size < size);
             let worse = worse.filter(|seen| {
@@ -256,27 +255,25 @@ pub(super) fn end_trial(trial: Trial) -> Decision {
     Decision { limit: from, reason: Reason::TrialEnded { from: to, to: from } }
 }
 
-impl PaidGrowthController {
-    /// Why it grows: as what was shown says, or because the load needs it and nothing was shown yet.
-    fn growing(&self, sample: &Sample, need: f64, shown: Estimate) -> Reason {
-        let &Sample { queue_depth, .. } = sample;
-        let estimated_wait = duration(self.estimated_wait(sample));
-        let Estimate { value: elasticity, error } = shown;
-        if error.is_finite() {
-            Reason::GrowthPays { queue_depth, estimated_wait, elasticity, error }
-        } else {
-            Reason::Unproven { queue_depth, estimated_wait, needed: need.ceil() as usize }
-        }
+/// Why it grows: as what was shown says, or because the load needs it and nothing was shown yet.
+fn growing(sample: &Sample, need: f64, shown: Estimate) -> Reason {
+    let &Sample { queue_depth, .. } = sample;
+    let estimated_wait = duration(estimated_wait(sample));
+    let Estimate { value: elasticity, error } = shown;
+    if error.is_finite() {
+        Reason::GrowthPays { queue_depth, estimated_wait, elasticity, error }
+    } else {
+        Reason::Unproven { queue_depth, estimated_wait, needed: need.ceil() as usize }
     }
+}
 
-    /// Why it does not grow.
-    fn not_paying(&self, sample: &Sample, shown: Estimate) -> Reason {
-        let &Sample { queue_depth, .. } = sample;
-        let Estimate { value: elasticity, error } = shown;
-        if error.is_finite() {
-            Reason::NotPaying { queue_depth, elasticity, error }
-        } else {
-            Reason::GatheringEvidence { queue_depth, estimated_wait: duration(self.estimated_wait(sample)) }
-        }
+/// Why it does not grow.
+fn not_paying(sample: &Sample, shown: Estimate) -> Reason {
+    let &Sample { queue_depth, .. } = sample;
+    let Estimate { value: elasticity, error } = shown;
+    if error.is_finite() {
+        Reason::NotPaying { queue_depth, elasticity, error }
+    } else {
+        Reason::GatheringEvidence { queue_depth, estimated_wait: duration(estimated_wait(sample)) }
     }
 }

@@ -170,20 +170,13 @@ impl PaidGrowthController {
             && (sample.impatient
                 || queue_depth >= sample.hard_cap
                 || (queue_depth >= self.law.threshold && short)
-                || self.estimated_wait(sample) > LONG_WAIT)
+                || estimated_wait(sample) > LONG_WAIT)
     }
 
     fn need(&self, arrivals_per_s: f64, sample: &Sample) -> f64 {
         // Those who wait already are to be served too.
         let arrivals_per_s = arrivals_per_s.max(sample.queue_depth as f64 / DRAIN);
         self.load.need(arrivals_per_s, self.shortest_use, sample.use_time)
-    }
-
-    /// Seconds until somebody who comes now is served, at least. Uses that go on are longer than they were so far.
-    fn estimated_wait(&self, sample: &Sample) -> f64 {
-        let ended = sample.use_time.unwrap_or_default().as_secs_f64();
-        let use_time = ended.max(self.load.use_in_progress());
-        use_time * sample.queue_depth as f64 / sample.limit.max(1) as f64
     }
 
     /// Where the limit goes in this tick.
@@ -260,6 +253,12 @@ impl Controller for PaidGrowthController {
         };
         self.pace(now, sample, decision)
     }
+}
+
+/// Seconds until somebody who comes now is served, if uses last as long as those that ended.
+fn estimated_wait(sample: &Sample) -> f64 {
+    let use_time = sample.use_time.unwrap_or_default().as_secs_f64();
+    use_time * sample.queue_depth as f64 / sample.limit.max(1) as f64
 }
 
 fn duration(seconds: f64) -> Duration {
