@@ -19,7 +19,7 @@ impl Display {
     pub fn new(title: String, phases: &[Phase]) -> Self {
         let seconds: u32 = phases.iter().map(|phase| phase.seconds).sum();
         let bar = io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{prefix:21} {bar:24.cyan/dim} {msg}")
+            let style = ProgressStyle::with_template("{prefix:24} {bar:24.cyan/dim} {msg}")
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
             ProgressBar::new(u64::from(seconds) * 1_000).with_style(style).with_prefix(title.clone())
         });

@@ -114,7 +114,7 @@ pub struct RunPhase {
 #[derive(Debug, Serialize)]
 pub struct ServerFigures {
     pub acquire_p99_ms: Option<f64>,
-    /// Connections opened, after the load had begun.
+    /// Connections opened during the load.
     pub dials: u64,
     pub peak_limit: u64,
     pub peak_connections: u64,
@@ -346,5 +346,30 @@ mod tests {
         ledger.gate_shed = 3;
         let sentence = run(Some(ledger)).check_ledger().unwrap_err();
         assert!(sentence.contains("0 503s, but 3 requests and acquires shed"), "{sentence}");
+    }
+
+    #[test]
+    fn a_fixed_pool_whose_limit_moved_is_named() {
+        let scenario = Scenario::named("burst").unwrap();
+        let of = |pool: &str, looks: &[u64]| {
+            let load = GeneratorReport::new(1_000.0, &scenario.phases(1, None), &[] as &[Record]);
+            let limits = looks.iter().fold(None, |limits, &limit| Some(Limits::with(limits, limit)));
+            Run::new(scenario, pool.parse().unwrap(), load, ServerReport { limits, ..Default::default() })
+                .check()
+        };
+        assert_eq!(of("fixed:5", &[5, 5]), Ok(()));
+        assert_eq!(of("adaptive", &[5, 7, 3]), Ok(()), "its limit is to move");
+        let sentence = of("fixed:5", &[5, 7, 3]).unwrap_err();
+        assert_eq!(sentence, "burst × fixed:5: the limit was to stay at 5, but was between 3 and 7");
+    }
+
+    #[test]
+    fn dials_before_the_load_do_not_count() {
+        let scenario = Scenario::named("burst").unwrap();
+        let load = GeneratorReport::new(1_000.0, &scenario.phases(1, None), &[] as &[Record]);
+        let dials = vec![999.9, 1_000.0, 1_001.5, 1_001.6, 1_003.1];
+        let run = Run::new(scenario, PoolSpec::Adaptive, load, ServerReport { dials, ..Default::default() });
+        let phases: Vec<_> = run.phases.iter().map(|part| part.server.dials).collect();
+        assert_eq!((run.server.dials, phases), (3, vec![1, 2, 0]), "nor those after it");
     }
 }
