@@ -100,10 +100,19 @@ impl PaidGrowthController {
         if let Some(remaining) = COOLDOWN.checked_sub(since).filter(|left| !left.is_zero()) {
             return Decision { limit: size, reason: Reason::Cooldown { queue_depth, remaining } };
         }
-        let to = self.step(sample, BELIEVED.value, need);
+        let to = self.step(sample, BELIEVED.value, need).max(self.known_need(sample));
         let unknown = Seen { size, ..Seen::default() };
         let grown = Decision { limit: to, reason: growing(sample, need.min(sample.max_size as f64), UNSEEN) };
         self.grow_under_ceiling(now, sample, unknown, to).unwrap_or(grown)
+    }
+
+    /// What the load needs where the database was seen at ease, and 0 where it was not: growth goes there in one go, and the
+    /// pace is limit enough.
+    pub(super) fn known_need(&self, sample: &Sample) -> usize {
+        if !self.load.knows_low_use() {
+            return 0;
+        }
+        (self.need(self.load.arrivals_per_s(), sample) as usize).min(sample.max_size)
     }
 
     /// Somebody has waited for long, behind uses that are much longer than usual.

@@ -26,8 +26,8 @@ const LONG_WAIT: f64 = 0.020;
 const SHRINK: (f64, Duration, f64) = (0.85, Duration::from_millis(200), 1.15);
 
 /// The most that the limit grows by in one tick (10 ms) to where nothing was seen yet. A limit moves at no cost, but what
-/// the database makes of it must show: so many were dialed in a tick when each step had to be.
-const PACE: usize = 3;
+/// the database makes of it must show: so many were dialed at once (`max_dialing`) when each step had to be.
+const PACE: usize = 4;
 
 /// The time in which those who wait should be served, in seconds, beside those who arrive.
 const DRAIN: f64 = 0.5;
@@ -230,10 +230,13 @@ impl Controller for PaidGrowthController {
             self.quiet_since = None;
         }
         let hungry = self.hungry(sample);
-        if let Some((heading, by_now)) = self.heading.take()
+        if let Some((mut heading, by_now)) = self.heading.take()
             && hungry
             && sample.limit == by_now
         {
+            if matches!(heading.reason, Reason::Unproven { .. }) {
+                heading.limit = heading.limit.max(self.known_need(sample)); // known better by now
+            }
             return self.pace(now, sample, heading);
         }
         let lapsed = self.trials.current.filter(|trial| !hungry && now >= trial.until);
