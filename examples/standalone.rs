@@ -21,7 +21,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
             let seen = sizes.borrow_and_update().clone();
             if last.replace(seen.limit) != Some(seen.limit) {
                 println!(
-                    "{:>2} connections wanted, {:>2} in use, {:>3} waiting: {:?}",
+                    "at most {:>2} in use, {:>2} are, {:>3} waiting: {:?}",
                     seen.limit, seen.in_use, seen.queue_depth, seen.last_decision.reason
                 );
             }
@@ -45,7 +45,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
 
     let served = pool.snapshot();
     println!("{} queries done with {} connections; now nobody comes", served.queries.ok, served.size);
-    while pool.snapshot().limit > served.min_size {
+    while pool.snapshot().limit > served.base_limit {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     pool.drain(Duration::from_secs(10)).await?;

@@ -137,7 +137,8 @@ async fn whatever_fails_nothing_is_left_behind() {
 }
 
 fn open(db: &Db, port: u16) -> Pool {
-    db.builder(port).min_size(2).check_after(Duration::from_millis(50)).max_uses(200).build().unwrap()
+    let builder = db.builder(port).min_size(2).min_limit(1).idle_timeout(Duration::from_millis(500));
+    builder.check_after(Duration::from_millis(50)).max_uses(200).build().unwrap()
 }
 
 /// What this process has while nothing happens.
@@ -170,8 +171,8 @@ async fn at_rest(shared: &Shared, pools: &[Pool], flat: impl Fn(&Held) -> bool) 
         eventually(SOON, async || {
             let healthy =
                 matches!(pool.acquire().await, Ok(connection) if echo(&connection, 1).await.is_ok());
-            let Snapshot { size, idle, min_size, .. } = pool.snapshot();
-            healthy && size == idle && size == min_size
+            let Snapshot { size, idle, reserve, min_size, limit, base_limit, .. } = pool.snapshot();
+            healthy && size == idle + reserve && size == min_size && limit == base_limit
         })
         .await;
     }
@@ -187,7 +188,11 @@ async fn progress(shared: &Shared, pools: &[Pool], began: Instant, until: Durati
     while began.elapsed() < until {
         for pool in pools {
             let seen = pool.snapshot();
-            assert_eq!(seen.size, seen.in_use + seen.idle + seen.opening + seen.closing, "{seen:?}");
+            let parts = seen.in_use + seen.idle + seen.reserve + seen.opening + seen.closing;
+            assert_eq!(seen.size, parts, "{seen:?}");
+            assert!(seen.idle == 0 || seen.in_use + seen.idle <= seen.limit, "{seen:?}");
+            assert!(seen.reserve == 0 || seen.in_use + seen.idle >= seen.limit, "{seen:?}");
+            assert!(seen.idle == 0 || seen.queue_depth == 0, "somebody waits beside an idle one: {seen:?}");
             assert!(seen.size <= MAX_SIZE, "{seen:?}");
         }
         if began.elapsed().as_secs() / 10 > told {
@@ -323,10 +328,15 @@ async fn fail_server(mut db: Db, pool: Pool, shared: Arc<Shared>, mut draws: Dra
                 drop(frozen);
                 shared.fault("backend frozen");
             }
-            (14..19, _) => {
+            (14..17, _) => {
                 let max_size = 2 + draws.below(MAX_SIZE as u64 - 1) as usize;
                 pool.gate().set_size(2, max_size).unwrap();
                 shared.fault("resized");
+            }
+            (17..19, _) => {
+                // Below what is in use, as it comes; a base_limit of 2 is one that any size allows.
+                pool.gate().set_limits(1, 1 + draws.below(2) as usize).unwrap();
+                shared.fault("limits changed");
             }
             (19, _) => {
                 let mode = if draws.below(2) == 0 { StopMode::Fast } else { StopMode::Immediate };

@@ -235,6 +235,10 @@ impl<'a> World<'a> {
 
     fn look(&mut self) {
         let snapshots = self.instances.iter().map(|instance| instance.pool.snapshot());
+        if let Choice::Static(size) = self.choice {
+            let moved = snapshots.clone().find(|seen| seen.limit != size);
+            assert!(moved.is_none(), "a fixed size of {size} moved: {moved:?}");
+        }
         self.record.look(self.now, snapshots);
     }
 }

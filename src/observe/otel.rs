@@ -23,7 +23,7 @@ const POOL_NAME: &str = "db.client.connection.pool.name";
 /// | `db.pool.waiting_requests` | ObservableUpDownCounter `{request}` | waiters |
 /// | `db.pool.utilization` | ObservableGauge `1` | connections held ÷ connections that serve |
 /// | `db.pool.backpressure_events` | Counter `{event}` | refusals, by `reason` and `by` |
-/// | `db.pool.scale_events` | Counter `{event}` | changes of the target, by `direction` |
+/// | `db.pool.scale_events` | Counter `{event}` | changes of the limit, by `direction` |
 /// | `adaptive_pool.held_for_long` | Counter `{event}` | holds past `leak_warning_after`, each once |
 ///
 /// Spans are made afterwards, with the time they began, and only for what went wrong: `adaptive_pool.acquire` when an
