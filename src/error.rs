@@ -113,7 +113,8 @@ pub struct AcquireTimeout {
     pub limit: usize,
     /// The most that the limit can be.
     pub max_size: usize,
-    /// Why the limit was not at `max_size`; `None` when it was.
+    /// Why the limit was not at `max_size`; `None` when it was, or when fewer were in use than it allows: then connections were
+    /// missing.
     pub not_growing: Option<Reason>,
     /// Others still waiting.
     pub queue_depth: usize,

@@ -1,6 +1,6 @@
 //! How large a pool to begin with: rules of thumb, as pure functions.
 //!
-//! They give bounds to start from. The pool finds its size between `min_size` and `max_size` by itself, and
+//! They give bounds to start from. The pool finds how many to use at once up to `max_size` by itself, and
 //! `AdaptivePool::preflight` asks a PostgreSQL server what it allows.
 
 use std::time::Duration;

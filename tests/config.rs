@@ -70,7 +70,7 @@ async fn every_bad_setting_is_named_with_its_value_and_what_would_be_right() {
         (builder().min_limit(0), "min_limit (0) must be at least 1 connection in use"),
         (builder().min_limit(51), "min_limit (51) is over max_size (50)"),
         (builder().min_limit(20).base_limit(15), "min_limit (20) is over base_limit (15)"),
-        (builder().base_limit(0), "min_limit (1) is over base_limit (0)"),
+        (builder().base_limit(0), "base_limit (0) must be at least 1 connection in use"),
         (builder().base_limit(51), "base_limit (51) is over max_size (50)"),
         (builder().soft_cap(300), "soft_cap (300) is over hard_cap (200)"),
         (builder().hard_cap(0), "hard_cap (0) must be at least 1 waiter"),

@@ -314,7 +314,7 @@ impl Model {
     /// No time-out below the ceiling: while dials succeed this law always has time to grow in an acquire's time.
     fn check_timeout(&self, error: &AcquireError) {
         let AcquireError::Timeout(timeout) = error else { return };
-        let below = timeout.limit < timeout.max_size;
+        let below = timeout.limit < timeout.max_size && timeout.in_use >= timeout.limit;
         assert_eq!(timeout.not_growing.is_some(), below, "{error}");
         // Polled later it may have been granted one in time, and have had none left to check it.
         let in_time = timeout.waited <= ACQUIRE_TIMEOUT + Duration::from_millis(10);

@@ -180,7 +180,7 @@ impl<K> Builder<K> {
     ///
     /// Give it the size of your static pool as `min_size`. The controller is asked each tick, with a lower bound of 1:
     /// [`Snapshot::last_decision`](crate::Snapshot::last_decision) is the way it would go and why, though evidence from
-    /// resizing is missing, and its reason says so. The verdict each request would have got is counted in
+    /// other limits is missing, and its reason says so. The verdict each request would have got is counted in
     /// [`Snapshot::dry_run`](crate::Snapshot::dry_run). Neither layer nor `acquire` refuses, so `hard_cap` does not bound
     /// the queue; `acquire_timeout` still bounds each wait.
     pub fn dry_run(mut self, dry_run: bool) -> Self {

@@ -33,9 +33,10 @@ pub(crate) struct Settings {
     pub observers: Vec<Arc<dyn Observer>>,
 }
 
-/// `base_limit` by default: of what is open, as many as a database bears without being asked.
-pub(crate) fn usual_base_limit(min_size: usize) -> usize {
-    min_size.min(10)
+/// `base_limit` by default: of what is open, as many as a database bears without being asked. In a dry run the limit stays:
+/// there it is the size of the static pool that is looked at.
+pub(crate) fn usual_base_limit(min_size: usize, dry_run: bool) -> usize {
+    if dry_run { min_size } else { min_size.min(10) }
 }
 
 impl Default for Settings {
@@ -85,10 +86,9 @@ impl Settings {
         self.soft_cap.unwrap_or(self.hard_cap / 2)
     }
 
-    /// A database that bears more is asked for it within a few ticks. In a dry run the limit stays: there it is the size of
-    /// the static pool that is looked at.
+    /// A database that bears more is asked for it within a few ticks.
     pub fn base_limit(&self) -> usize {
-        let usual = if self.dry_run { self.min_size } else { usual_base_limit(self.min_size) };
+        let usual = usual_base_limit(self.min_size, self.dry_run);
         self.base_limit.unwrap_or(usual.min(self.max_size).max(self.min_limit))
     }
 
@@ -152,7 +152,9 @@ pub(crate) fn limit_problems(min_limit: usize, base_limit: usize, max_size: usiz
     if min_limit == 0 {
         problems.push(Problem::new("min_limit", 0, "must be at least 1 connection in use"));
     }
-    if max_size == 0 {
+    if base_limit == 0 && min_limit > 0 {
+        problems.push(Problem::new("base_limit", 0, "must be at least 1 connection in use"));
+    } else if max_size == 0 {
         // Said already, of max_size.
     } else if min_limit > max_size {
         problems.push(Problem::new("min_limit", min_limit, format!("is over max_size ({max_size})")));

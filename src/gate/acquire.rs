@@ -213,7 +213,8 @@ pub(crate) fn timed_out<T>(
         size: counts.places,
         limit: counts.limit,
         max_size: counts.max_size,
-        not_growing: (counts.limit < counts.max_size).then(|| gate.last_reason()),
+        not_growing: (counts.limit < counts.max_size && counts.in_use >= counts.limit)
+            .then(|| gate.last_reason()),
         queue_depth: counts.queue_depth,
         by_request: span.by_request,
         oldest_hold: gate.holds().oldest(),

@@ -13,13 +13,14 @@ impl Gate {
     ///
     /// What is free over the new `max_size` closes at once, what is in use as it comes back; nobody who waits is sent away.
     /// `min_limit` and `base_limit` are lowered to the new `max_size`, and stay there: [`set_limits`](Self::set_limits)
-    /// raises them again. A `base_limit` that was left at its default follows `min_size`.
+    /// raises them again. A `base_limit` that was left at its default follows `min_size`, and a fixed pool stays one when it is
+    /// given a fixed size.
     ///
     /// # Errors
     /// `min_size` 0, or over `max_size`; then nothing has changed.
     pub fn set_size(&self, min_size: usize, max_size: usize) -> Result<(), ConfigError> {
         ConfigError::from_problems(size_problems(min_size, max_size))?;
-        self.change(|bounds| Ok(bounds.with_size(min_size, max_size)))
+        self.change(|bounds| Ok(bounds.with_size(min_size, max_size, self.is_dry_run())))
     }
 
     /// Changes how many connections may be in use at once, at least (`min_limit`) and while there is no load

@@ -101,12 +101,13 @@ pub(crate) struct Counts {
 }
 
 impl Bounds {
-    /// With other bounds of the size: a `base_limit` that was the usual one for the old ones is so for the new ones, and both
-    /// limits are lowered to `max_size`.
-    pub fn with_size(self, min_size: usize, max_size: usize) -> Self {
-        let min_limit = self.min_limit.min(max_size);
-        let is_usual = self.base_limit == usual_base_limit(self.min_size);
-        let base_limit = if is_usual { usual_base_limit(min_size) } else { self.base_limit };
+    /// With other bounds of the size. A fixed size makes a fixed pool a fixed one again; a `base_limit` that was the usual one
+    /// for the old bounds is so for the new ones; and both limits are lowered to `max_size`.
+    pub fn with_size(self, min_size: usize, max_size: usize, dry_run: bool) -> Self {
+        let stays_fixed = self.min_limit == self.max_size && min_size == max_size;
+        let min_limit = if stays_fixed { max_size } else { self.min_limit.min(max_size) };
+        let is_usual = self.base_limit == usual_base_limit(self.min_size, dry_run);
+        let base_limit = if is_usual { usual_base_limit(min_size, dry_run) } else { self.base_limit };
         let base_limit = base_limit.min(max_size).max(min_limit);
         Self { min_limit, base_limit, min_size, max_size, ..self }
     }

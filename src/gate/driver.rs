@@ -85,7 +85,7 @@ impl Upkeep {
                 }
                 next.and_then(|since| Instant::from_std(since).checked_add(timeout))
             })
-            .flatten();
+            .unwrap_or(Some(now + TICK)); // the drop of a connection panicked: there may be more to close
         }
         if self.sweep_every.is_some_and(|every| now.saturating_duration_since(self.last_sweep) >= every) {
             self.last_sweep = now;
@@ -174,8 +174,11 @@ fn tick(gate: &Gate, plant: &dyn Plant, controller: &mut dyn Controller, last: &
         return;
     }
     if decision.limit != counts.limit {
-        plant.set_limit(decision.limit);
-        gate.limit_changed(counts.limit, decision);
+        // The bounds may have been changed since the sample.
+        let (from, limit) = plant.set_limit(decision.limit);
+        if from != limit {
+            gate.limit_changed(from, Decision { limit, ..decision });
+        }
     } else if decision.reason != Reason::Steady {
         gate.decided(decision);
     }

@@ -259,9 +259,10 @@ impl Plant for Inner {
         self.slots.set_driven(driven);
     }
 
-    fn set_limit(&self, limit: usize) {
-        self.slots.set_limit(limit, Clock::now().into_std());
+    fn set_limit(&self, limit: usize) -> (usize, usize) {
+        let moved = self.slots.set_limit(limit, Clock::now().into_std());
         self.fill();
+        moved
     }
 
     fn set_bounds(&self, bounds: Bounds) {

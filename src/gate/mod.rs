@@ -92,7 +92,8 @@ pub(crate) trait Plant: Send + Sync {
     /// Answers those whose deadline has come, and says when the next one may.
     fn expire(&self, now: Instant) -> Option<Instant>;
     fn set_driven(&self, driven: bool);
-    fn set_limit(&self, limit: usize);
+    /// Returns what it was, and what it is.
+    fn set_limit(&self, limit: usize) -> (usize, usize);
     fn set_bounds(&self, bounds: Bounds);
     /// Closes what has been free since before then, and says how many, and since when the next one has been free.
     fn close_idle_since(&self, cutoff: Option<Instant>) -> (usize, Option<Instant>);

@@ -67,25 +67,44 @@ impl<T> Slots<T> {
         drop(old);
     }
 
-    /// Sets the limit, within its bounds. When it rises, those who wait get what was in reserve; when it falls, what is in
-    /// use over it stays with its holders.
-    pub fn set_limit(&self, limit: usize, now: Instant) {
+    /// Sets the limit, within its bounds, and returns what it was and what it is. When it rises, those who wait get what was in
+    /// reserve; when it falls, what is in use over it stays with its holders.
+    pub fn set_limit(&self, limit: usize, now: Instant) -> (usize, usize) {
         let mut state = self.lock();
-        state.counts.limit = limit.clamp(state.bounds.min_limit, state.bounds.max_size);
+        let from = state.counts.limit;
+        let to = limit.clamp(state.bounds.min_limit, state.bounds.max_size);
+        state.counts.limit = to;
         let surplus = state.take_surplus();
         let handed_on = state.hand_out(|| now);
         self.publish(&state);
         drop(state);
         handed_on.finish();
         drop(surplus);
+        (from, to)
+    }
+
+    /// Lowers the limit to what is open, or about to be by the dials under way. Returns what it was and what it is, if it fell.
+    pub fn lower_limit_to_open(&self) -> Option<(usize, usize)> {
+        let mut state = self.lock();
+        let from = state.counts.limit;
+        let to = (state.open() + state.counts.opening).max(state.bounds.min_limit).min(from);
+        state.counts.limit = to;
+        // A driver at rest has the limit to bring back to rest.
+        let parked = if to < from { state.parked.take() } else { None };
+        self.publish(&state);
+        drop(state);
+        wake(parked);
+        (to < from).then_some((from, to))
     }
 
     /// Changes the bounds. Nobody who waits is sent away; what is free over `max_size` closes, the longest free first. A limit
-    /// at rest stays at rest.
+    /// at rest stays at rest; under load it rises by the controller alone.
     pub fn set_bounds(&self, bounds: Bounds, now: Instant) {
         let mut state = self.lock();
-        let at_rest = state.counts.limit == state.bounds.base_limit;
-        let limit = if at_rest { bounds.base_limit } else { state.counts.limit };
+        let idle = state.counts.in_use == 0 && state.queue.len() == 0;
+        let follows = state.counts.limit == state.bounds.base_limit
+            && (idle || bounds.base_limit < state.bounds.base_limit);
+        let limit = if follows { bounds.base_limit } else { state.counts.limit };
         state.bounds = bounds;
         state.counts.limit = limit.clamp(bounds.min_limit, bounds.max_size);
         let surplus = state.take_surplus();
@@ -93,6 +112,10 @@ impl<T> Slots<T> {
         // The driver may have something to do now: more than a lower min_size may have been free for long.
         state.bounds_changed = true;
         let parked = state.parked.take();
+        if parked.is_some() {
+            // The driver rested, so nobody has looked at the clock.
+            state.age(now);
+        }
         self.publish(&state);
         drop(state);
         handed_on.finish();

@@ -15,6 +15,7 @@ use parking_lot::{Mutex, MutexGuard}; // spins first: what it protects is over s
 use shuttle::sync::{Mutex, MutexGuard}; // for the interleaving tests, which decide who runs next at each lock
 
 use super::counts::{Bounds, Counts, Published};
+use super::guarded;
 use super::hand_on::HandedOn;
 use super::permits::{Entry, Free, Keeps, Leave, State};
 use super::queue::{Answer, Key, Times};
@@ -291,6 +292,7 @@ impl<T> Slots<T> {
 
 pub(super) fn wake(waker: Option<Waker>) {
     if let Some(waker) = waker {
-        waker.wake();
+        // An executor's own code: those who are woken after it must not pay for its panic.
+        guarded(|| waker.wake());
     }
 }

@@ -58,7 +58,7 @@ pub struct Snapshot {
     /// Connections written off: nothing at all was heard from the server, and the place under the ceiling was
     /// given up as lost. Each is a connection the server may still count.
     pub written_off: u64,
-    /// Whether the driver is there, which resizes, and answers those whose deadline comes: from build until the pool or its
+    /// Whether the driver is there, which moves the limit, and answers those whose deadline comes: from build until the pool or its
     /// runtime is gone.
     pub driven: bool,
     /// The last decision that was not [`Reason::Steady`]; in a dry run, what it would have been.

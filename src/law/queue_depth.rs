@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_stands_still_or_jumps_back_leaves_the_target_in_bounds() {
+    fn a_clock_that_stands_still_or_jumps_back_leaves_the_limit_in_bounds() {
         let (mut law, now) = law();
         for at in [now, now, now + Duration::from_secs(86_400), now] {
             for q in [0, 1, usize::MAX] {

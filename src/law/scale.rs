@@ -140,7 +140,7 @@ pub enum Reason {
         error: f64,
     },
     /// The queue asks for growth, and the load needs more connections by Little's law, but nothing was seen yet of what
-    /// more connections bring: the limit grows, and looks. In a dry run evidence from resizing is always missing, so this
+    /// more connections bring: the limit grows, and looks. In a dry run evidence from other limits is always missing, so this
     /// is all it can say.
     Unproven {
         /// Waiters.

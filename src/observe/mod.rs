@@ -107,7 +107,7 @@ pub enum Event<'a> {
         /// Why.
         error: &'a SharedError,
     },
-    /// Connections were free for `idle_timeout`, and more than `min_size` were open: they were closed.
+    /// Connections were free for `idle_timeout`, and more were open than `min_size` and the limit ask for: they were closed.
     #[non_exhaustive]
     IdleClosed {
         /// How many.

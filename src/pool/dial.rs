@@ -118,11 +118,11 @@ impl<B: Backend> Inner<B> {
     /// Uses no more than what is open, or about to be by other dials, for now: the controller may ask again, and the dials are a
     /// second apart.
     fn stay(&self) {
-        let counts = self.slots.counts();
-        let limit = (counts.open() + counts.opening).max(counts.min_limit);
-        if limit < counts.limit && !self.gate.is_dry_run() {
-            self.slots.set_limit(limit, Instant::now().into_std());
-            self.gate.limit_changed(counts.limit, Decision { limit, reason: Reason::ServerFull });
+        if self.gate.is_dry_run() {
+            return;
+        }
+        if let Some((from, limit)) = self.slots.lower_limit_to_open() {
+            self.gate.limit_changed(from, Decision { limit, reason: Reason::ServerFull });
         }
     }
 

@@ -33,7 +33,7 @@ pub use connection::Connection;
 use dial::Dialing;
 use lifetime::{Lifetime, Pooled};
 
-/// A pool of connections that sizes itself between `min_size` and `max_size`.
+/// A pool of connections that finds how many of them to use at once, up to `max_size`.
 ///
 /// Cheap to clone; every clone is the same pool. When the last clone and the last [`Connection`] are gone, the idle
 /// connections close.

@@ -31,9 +31,10 @@ impl<B: Backend> Plant for Inner<B> {
         self.slots.set_driven(driven);
     }
 
-    fn set_limit(&self, limit: usize) {
-        self.slots.set_limit(limit, Clock::now().into_std());
+    fn set_limit(&self, limit: usize) -> (usize, usize) {
+        let moved = self.slots.set_limit(limit, Clock::now().into_std());
         self.reconcile();
+        moved
     }
 
     fn set_bounds(&self, bounds: Bounds) {

@@ -186,7 +186,7 @@ fn acquire_and_do_anything(pool: &Pool) {
         20..24 => pool.failing.store(draw.gen_range(1..3), Relaxed),
         24..30 => {
             let max_size = draw.gen_range(1..3);
-            let bounds = pool.slots.bounds().with_size(1, max_size);
+            let bounds = pool.slots.bounds().with_size(1, max_size, false);
             pool.slots.set_bounds(bounds, pool.now);
             pool.fill();
         }

@@ -126,7 +126,7 @@ impl Pool {
     }
 
     pub fn set_limit(&self, limit: usize) {
-        self.slots.set_limit(limit, self.now);
+        let _ = self.slots.set_limit(limit, self.now);
         self.fill();
     }
 

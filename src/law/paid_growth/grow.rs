@@ -8,10 +8,14 @@ use super::trial::{STEP, Trial};
 use super::{PaidGrowthController, duration, estimated_wait};
 use crate::law::scale::{Decision, Reason, Sample};
 
-/// Between two growths that no evidence stands behind: time to open connections and see the queue fall.
+/// Between two growths that no evidence stands behind: time to see the queue fall.
 const COOLDOWN: Duration = Duration::from_millis(100);
 /// And for one of many that knows nothing of the database at ease: the others grow as well.
 const COOLDOWN_BLIND: Duration = Duration::from_secs(1);
+/// A database that stands still for so long is taken for one whose uses are long.
+const STANDSTILL: Duration = Duration::from_millis(500);
+/// So many times the use time at ease, the database is not at ease any more.
+const AT_EASE: f64 = 1.35;
 /// Completions before a size is judged, and as many as it has connections.
 pub(super) const FEWEST: f64 = 40.0;
 /// Standard errors that decide a trial, or growth past what the load seems to need.
@@ -46,7 +50,11 @@ impl PaidGrowthController {
         if let Some(trial) = self.trials.current {
             return self.on_trial(now, sample, trial, here);
         }
-        let known = here.and_then(|here| self.go_where_it_is_known_to_pay(now, sample, &here));
+        let stuck = self.is_stuck(now, COOLDOWN);
+        // What was seen was seen of shorter uses, unless this is a database that stands still for a moment.
+        let of_others = self.is_stuck(now, STANDSTILL);
+        let known = here.filter(|_| !of_others);
+        let known = known.and_then(|here| self.go_where_it_is_known_to_pay(now, sample, &here));
         let no_growth = dial_failures > 0;
         match known {
             Some(known) if known.limit < size || !no_growth => return known,
@@ -61,7 +69,6 @@ impl PaidGrowthController {
         } else {
             self.load.arrivals_per_s()
         };
-        let stuck = self.stuck(now, sample);
         let mut need = self.need(arrivals, sample);
         if stuck {
             // Each of those who wait needs a connection: what is in use does not come back for them.
@@ -82,6 +89,9 @@ impl PaidGrowthController {
         }
         let to = self.step(sample, believed, need);
         let grown = Decision { limit: to, reason: growing(sample, need, shown) };
+        if of_others {
+            return grown;
+        }
         self.grow_under_ceiling(now, sample, here, to).unwrap_or(grown)
     }
 
@@ -103,22 +113,31 @@ impl PaidGrowthController {
         let to = self.step(sample, BELIEVED.value, need).max(self.known_need(sample));
         let unknown = Seen { size, ..Seen::default() };
         let grown = Decision { limit: to, reason: growing(sample, need.min(sample.max_size as f64), UNSEEN) };
+        if self.is_stuck(now, STANDSTILL) {
+            return grown;
+        }
         self.grow_under_ceiling(now, sample, unknown, to).unwrap_or(grown)
     }
 
-    /// What the load needs where the database was seen at ease, and 0 where it was not: growth goes there in one go, and the
-    /// pace is limit enough.
-    pub(super) fn known_need(&self, sample: &Sample) -> usize {
-        if !self.load.knows_low_use() {
+    /// What the load needs while the database is as fast as it was at ease: growth goes there in one go, and every use that ends
+    /// on the way is evidence. 0 where it is slower, or was not seen at ease.
+    fn known_need(&self, sample: &Sample) -> usize {
+        let at_ease = self.load.unloaded_use(self.shortest_use).filter(|_| self.load.knows_low_use());
+        let use_time = sample.use_time.unwrap_or_default().as_secs_f64();
+        if at_ease.is_none_or(|at_ease| use_time > AT_EASE * at_ease) {
             return 0;
         }
         (self.need(self.load.arrivals_per_s(), sample) as usize).min(sample.max_size)
     }
 
-    /// Somebody has waited for long, behind uses that are much longer than usual.
-    fn stuck(&self, now: Instant, sample: &Sample) -> bool {
+    /// For so long somebody has waited for long, behind uses that are much longer than those that end, and the last move is as
+    /// long ago. A database that its load slows down slows all uses down: that is none of this.
+    fn is_stuck(&self, now: Instant, at_least: Duration) -> bool {
         let rested = self.moved.is_none_or(|at| now.saturating_duration_since(at) >= COOLDOWN);
-        sample.impatient && rested && self.load.is_stuck()
+        rested
+            && self
+                .stuck_since
+                .is_some_and(|since| now.saturating_duration_since(since) + COOLDOWN >= at_least)
     }
 
     /// One of many that has never seen the database at ease cannot tell its own need from the load of the others.

@@ -12,10 +12,6 @@ const SLOW: f64 = 0.5;
 const QUEUE: f64 = 0.05;
 /// Memory of what is used while it is not known how long it will last, in seconds.
 const USED: f64 = 0.1;
-/// And of what it is compared with.
-const USED_BEFORE: f64 = 2.0;
-/// So many times the usual use time, the uses in progress are of another kind.
-const LONGER: f64 = 4.0;
 /// Completions over which the use time of a database that nothing waits for is a mean: of long and short queries mixed,
 /// fewer say little.
 const LOW_MEMORY: f64 = 300.0;
@@ -39,9 +35,8 @@ pub(super) struct Load {
     fast_arrivals_per_s: f64,
     slow_arrivals_per_s: f64,
     queue: f64,
-    /// Connection-seconds and completions, over the last tenth of a second and over a few.
+    /// Connection-seconds and completions over the last tenth of a second, those before it in part.
     used: (f64, f64),
-    used_before: (f64, f64),
     share: f64,
     /// Connection-seconds and completions while nothing waits.
     low: (f64, f64),
@@ -68,11 +63,9 @@ impl Load {
             smooth(&mut self.fast_arrivals_per_s, arrivals_per_s, seconds / FAST);
             smooth(&mut self.slow_arrivals_per_s, arrivals_per_s, seconds / SLOW);
             smooth(&mut self.queue, sample.queue_depth as f64, seconds / QUEUE);
-            let held = sample.in_use as f64 * seconds.min(USED);
-            for (used, memory) in [(&mut self.used, USED), (&mut self.used_before, USED_BEFORE)] {
-                let kept = (-seconds / memory).exp();
-                *used = (used.0 * kept + held, used.1 * kept + sample.completions as f64);
-            }
+            let kept = (-seconds / USED).exp();
+            self.used.0 = self.used.0 * kept + sample.in_use as f64 * seconds.min(USED);
+            self.used.1 = self.used.1 * kept + sample.completions as f64;
         }
         self.share = sample.share;
         self.note_low_use(sample, seconds);
@@ -121,12 +114,6 @@ impl Load {
     /// Infinite while nothing ends.
     pub fn use_in_progress(&self) -> f64 {
         self.used.0 / self.used.1
-    }
-
-    /// Next to nothing ends, or what is in use is in use for much longer than usual.
-    pub fn is_stuck(&self) -> bool {
-        let usual = self.used_before.0 / self.used_before.1;
-        self.used.1 < 1.0 || self.use_in_progress() > LONGER * usual
     }
 
     /// Waiters, blips apart.

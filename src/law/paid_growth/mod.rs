@@ -17,7 +17,7 @@ use load::Load;
 use trial::Trials;
 
 /// Evidence counts from so long after a move, and from two use times after it if that is longer, but never longer than
-/// this: the connections just opened or closed have had their effect by then. Two, because the first to end on new
+/// this: the connections just put to use or out of it have had their effect by then. Two, because the first to end on new
 /// connections are the short ones.
 const SETTLE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// A wait that is worth a connection to somebody, in seconds, whatever the load seems to need.
@@ -26,8 +26,13 @@ const LONG_WAIT: f64 = 0.020;
 const SHRINK: (f64, Duration, f64) = (0.85, Duration::from_millis(200), 1.15);
 
 /// The most that the limit grows by in one tick (10 ms) to where nothing was seen yet. A limit moves at no cost, but what
-/// the database makes of it must show: so many were dialed at once (`max_dialing`) when each step had to be.
-const PACE: usize = 4;
+/// the database makes of it must show: so many were dialed in a tick when each step had to be.
+const PACE: usize = 3;
+
+/// Uses that became so many times as long, and by so much more than the limit became wider, are a collapse: noise is less.
+const COLLAPSED: (f64, f64) = (2.0, 1.1);
+/// So many times the use time of those that ended, uses in progress are of another kind.
+const LONGER: f64 = 4.0;
 
 /// The time in which those who wait should be served, in seconds, beside those who arrive.
 const DRAIN: f64 = 0.5;
@@ -94,13 +99,25 @@ pub(crate) struct PaidGrowthController {
     shortest_use: Option<f64>,
     trials: Trials,
     limit: usize,
-    /// Growth that is under way, a few connections a tick, and where it is by now.
-    heading: Option<(Decision, usize)>,
+    /// Growth that is under way.
+    heading: Option<Heading>,
     moved: Option<Instant>,
     saturated: bool,
     counts_from: Option<Instant>,
     quiet_since: Option<Instant>,
+    /// Somebody has waited for long, behind uses that are much longer than those that end.
+    stuck_since: Option<Instant>,
     shrunk: Option<Instant>,
+}
+
+/// Growth to where nothing was seen yet, a few connections a tick.
+#[derive(Clone, Copy, Debug)]
+struct Heading {
+    /// The limit and the use time, in seconds, when it began.
+    from: usize,
+    use_time: f64,
+    to: Decision,
+    by_now: usize,
 }
 
 impl PaidGrowthController {
@@ -118,6 +135,7 @@ impl PaidGrowthController {
             saturated: false,
             counts_from: None,
             quiet_since: None,
+            stuck_since: None,
             shrunk: None,
         }
     }
@@ -155,6 +173,8 @@ impl PaidGrowthController {
             }
         }
         self.saturated = saturated;
+        let stuck = sample.impatient && self.load.use_in_progress() > LONGER * use_time.as_secs_f64();
+        self.stuck_since = stuck.then(|| self.stuck_since.unwrap_or(now));
         self.evidence.decay(now);
         self.shortest_use = self.evidence.shortest_use();
     }
@@ -188,8 +208,26 @@ impl PaidGrowthController {
             return decision;
         }
         self.moved = Some(now);
-        self.heading = Some((decision, next));
+        let use_time = sample.use_time.map_or(f64::INFINITY, |time| time.as_secs_f64());
+        self.heading = Some(Heading { from: sample.limit, use_time, to: decision, by_now: next });
         Decision { limit: next, ..decision }
+    }
+
+    /// The next tick of growth that is under way; or back to where it began, if by Little's law less is done than there.
+    fn go_on(&mut self, now: Instant, sample: &Sample, heading: Heading) -> Decision {
+        let Heading { from, use_time, to, .. } = heading;
+        let slower = sample.use_time.unwrap_or_default().as_secs_f64() / use_time;
+        let wider = sample.limit as f64 / from.max(1) as f64;
+        if slower > COLLAPSED.0 && slower > COLLAPSED.1 * wider {
+            self.trials.current = None;
+            self.trials.cap(now, sample.limit);
+            return Decision { limit: from, reason: Reason::TrialEnded { from: sample.limit, to: from } };
+        }
+        let decision = self.pace(now, sample, to);
+        if let Some(next) = &mut self.heading {
+            (next.from, next.use_time) = (from, use_time);
+        }
+        decision
     }
 
     /// Towards what was used of late, slowly: a high limit is a trap for the next burst where the database has a knee. Lack of
@@ -230,14 +268,13 @@ impl Controller for PaidGrowthController {
             self.quiet_since = None;
         }
         let hungry = self.hungry(sample);
-        if let Some((mut heading, by_now)) = self.heading.take()
+        if let Some(heading) = self.heading.take()
             && hungry
-            && sample.limit == by_now
+            && sample.limit == heading.by_now
+            && sample.dial_failures == 0
+            && sample.failures == 0
         {
-            if matches!(heading.reason, Reason::Unproven { .. }) {
-                heading.limit = heading.limit.max(self.known_need(sample)); // known better by now
-            }
-            return self.pace(now, sample, heading);
+            return self.go_on(now, sample, heading);
         }
         let lapsed = self.trials.current.filter(|trial| !hungry && now >= trial.until);
         let decision = if let Some(trial) = lapsed {

@@ -67,6 +67,23 @@ fn whoever_waits_for_long_behind_uses_that_do_not_end_gets_a_connection() {
 }
 
 #[test]
+fn what_was_shown_of_shorter_uses_holds_for_half_a_second_and_no_longer() {
+    let mut bench = stuck(8);
+    bench.sample.impatient = true;
+    bench.law.trials.cap(bench.now, 11);
+    let mut limits = Vec::new();
+    for _ in 0..90 {
+        bench.now += TICK;
+        let decision = bench.law.on_sample(bench.now, &bench.sample);
+        bench.sample.limit = decision.limit;
+        (bench.sample.in_use, bench.sample.peak_in_use) = (decision.limit, decision.limit);
+        limits.push(decision.limit);
+    }
+    assert!(limits[35] <= 10, "it may be a database that stands still: {limits:?}");
+    assert!(limits[89] >= 18, "nobody times out below the ceiling: {limits:?}");
+}
+
+#[test]
 fn nobody_waits_for_long_and_few_wait_so_nothing_grows() {
     let mut bench = stuck(3);
     for _ in 0..5 {
