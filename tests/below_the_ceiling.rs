@@ -1,5 +1,5 @@
 //! No acquire times out below the ceiling: who waits behind long uses gets another connection, unless growth was shown not to
-//! pay, and then the error says so. On virtual time, with either law.
+//! pay, and then the error says so. On virtual time, with either law; and once through axum over a real server.
 
 mod support;
 
@@ -231,4 +231,57 @@ where
     fn on_sample(&mut self, now: std::time::Instant, sample: &Sample) -> Decision {
         self.0(now, sample)
     }
+}
+
+/// Ten slow reports and eight fast clients over ten connections of at most fifty: of a static ten, eight would run into their
+/// deadline.
+#[cfg(all(feature = "axum", feature = "postgres"))]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_is_a_504_below_the_ceiling_while_ten_reports_are_written() {
+    use axum::{Router, body::Body, extract::Path, routing::get};
+    use http::{Request, StatusCode};
+    use support::postgres::{Options, PostgresServer};
+    use tokio_postgres::NoTls;
+    use tower::ServiceExt;
+    use tower_adaptive_pool::axum::{Db, Error};
+    use tower_adaptive_pool::{AdaptivePoolLayer, Postgres};
+
+    async fn sleeps(db: Db, Path(seconds): Path<f64>) -> Result<(), Error> {
+        db.acquire().await?.query("select pg_sleep($1)", &[&seconds]).await?;
+        Ok(())
+    }
+    let server = tokio::task::spawn_blocking(|| PostgresServer::start(Options::default()));
+    let server = server.await.unwrap().unwrap();
+    let backend = Postgres::new(server.app_url().parse().unwrap(), NoTls);
+    let pool = AdaptivePool::builder(backend).min_size(10).max_size(MAX_SIZE).build().unwrap();
+    pool.ready().await.unwrap();
+    let app = Router::new()
+        .route("/{seconds}", get(sleeps))
+        .layer(AdaptivePoolLayer::new(pool.clone()))
+        .with_state(pool.clone());
+    let ask = async |path: &'static str| {
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        app.clone().oneshot(request).await.unwrap().status()
+    };
+    for _ in 0..100 {
+        assert_eq!(ask("/0.002").await, StatusCode::OK);
+    }
+    let reports: JoinSet<_> =
+        (0..10).map(|_| app.clone().oneshot(Request::get("/2.9").body(Body::empty()).unwrap())).collect();
+    let began = Instant::now();
+    let clients = futures_util::future::join_all((0..8).map(|_| async {
+        let mut slowest = Duration::ZERO;
+        while began.elapsed() < ms(2_500) {
+            let asked = Instant::now();
+            assert_eq!(ask("/0.002").await, StatusCode::OK);
+            slowest = slowest.max(asked.elapsed());
+        }
+        slowest
+    }));
+    let slowest = clients.await.into_iter().max().unwrap();
+    assert!(slowest < ms(1_000), "the first of them wait until the limit has grown: {slowest:?}");
+    for report in reports.join_all().await {
+        assert_eq!(report.unwrap().status(), StatusCode::OK);
+    }
+    assert_eq!(pool.snapshot().acquires.timed_out, 0);
 }

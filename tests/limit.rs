@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use support::eventually;
-use support::sim::{Conn, Refused, Sim};
-use tokio::task::{JoinSet, yield_now};
+use support::sim::{Conn, Refused, Sim, open, take};
+use tokio::task::{JoinHandle, JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
 use tower_adaptive_pool::{
-    AcquireError, AdaptivePool, Backend, Builder, Connection, ConnectionState, Controller, ControllerChoice,
-    Decision, Event, Gate, Limiter, Observer, PaidGrowth, Place, QueueDepth, Reason, Refusal, Sample,
+    AcquireError, AdaptivePool, Backend, Builder, ConnectionState, Controller, ControllerChoice, Decision,
+    DrainTimeout, Event, Gate, Limiter, Observer, PaidGrowth, Place, QueueDepth, Reason, Refusal, Sample,
 };
 
 const SOON: Duration = Duration::from_secs(1);
@@ -47,20 +47,6 @@ fn warm(sim: &Sim, size: usize) -> Builder<Sim> {
     AdaptivePool::builder(sim.clone()).min_size(size).max_size(size).seed(1)
 }
 
-async fn open(builder: Builder<Sim>) -> AdaptivePool<Sim> {
-    let pool = builder.build().unwrap();
-    pool.ready().await.unwrap();
-    pool
-}
-
-async fn take(pool: &AdaptivePool<Sim>, connections: usize) -> Vec<Connection<Sim>> {
-    let mut taken = Vec::new();
-    for _ in 0..connections {
-        taken.push(pool.acquire().await.unwrap());
-    }
-    taken
-}
-
 /// So many who each use a connection for so long, again and again, for a second.
 async fn load(pool: &AdaptivePool<Sim>, users: usize, time: Duration) {
     let mut all = JoinSet::new();
@@ -76,6 +62,19 @@ async fn load(pool: &AdaptivePool<Sim>, users: usize, time: Duration) {
         });
     }
     all.join_all().await;
+}
+
+/// Somebody waits in the queue for one use.
+async fn one_waits(pool: &AdaptivePool<Sim>) -> JoinHandle<Result<(), AcquireError>> {
+    let waits = pool.clone();
+    let waiting = tokio::spawn(async move { waits.acquire().await.map(drop) });
+    eventually(SOON, async || pool.snapshot().queue_depth == 1).await;
+    waiting
+}
+
+fn drains(pool: &AdaptivePool<Sim>) -> JoinHandle<Result<(), DrainTimeout>> {
+    let pool = pool.clone();
+    tokio::spawn(async move { pool.drain(SOON).await })
 }
 
 #[tokio::test(start_paused = true)]
@@ -175,11 +174,7 @@ async fn clean_hand_over_what_a_waiter_gets_from_a_long_reserve_is_checked_first
     let held = take(&pool, 1).await;
     sleep(Duration::from_secs(2)).await;
     let checks = sim.checks();
-    let waiting = tokio::spawn({
-        let pool = pool.clone();
-        async move { pool.acquire().await.map(drop) }
-    });
-    eventually(SOON, async || pool.snapshot().queue_depth == 1).await;
+    let waiting = one_waits(&pool).await;
     told.set(&pool, 2).await;
     waiting.await.unwrap().unwrap();
     assert_eq!(sim.checks(), checks + 1);
@@ -227,15 +222,8 @@ async fn limits_changed_below_what_is_in_use_take_nothing_from_anybody_also_in_a
     pool.gate().set_limits(1, 2).unwrap();
     let seen = pool.snapshot();
     assert_eq!((seen.min_limit, seen.base_limit, seen.limit, seen.in_use), (1, 2, 2, 8));
-    let waiting = tokio::spawn({
-        let pool = pool.clone();
-        async move { pool.acquire().await.map(drop) }
-    });
-    eventually(SOON, async || pool.snapshot().queue_depth == 1).await;
-    let drain = tokio::spawn({
-        let pool = pool.clone();
-        async move { pool.drain(SOON).await }
-    });
+    let waiting = one_waits(&pool).await;
+    let drain = drains(&pool);
     yield_now().await;
     pool.gate().set_limits(1, 1).unwrap();
     drop(held);
@@ -253,15 +241,8 @@ async fn a_drain_at_a_low_limit_dials_for_those_who_wait_and_for_nobody_else() {
     let (sim, told) = (Sim::default(), Told::default());
     let pool = open(warm(&sim, 4).base_limit(1).controller(told)).await;
     let held = take(&pool, 1).await;
-    let waiting = tokio::spawn({
-        let pool = pool.clone();
-        async move { pool.acquire().await.map(drop) }
-    });
-    eventually(SOON, async || pool.snapshot().queue_depth == 1).await;
-    let drain = tokio::spawn({
-        let pool = pool.clone();
-        async move { pool.drain(SOON).await }
-    });
+    let waiting = one_waits(&pool).await;
+    let drain = drains(&pool);
     eventually(SOON, async || sim.open() == 1).await;
     held[0].set(ConnectionState::Dead);
     drop(held);

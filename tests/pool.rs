@@ -12,12 +12,12 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use support::eventually;
-use support::sim::{Conn, Sim};
+use support::sim::{Conn, Sim, open, take};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
 use tower_adaptive_pool::{
-    AcquireError, Acquires, AdaptivePool, Backend, Builder, Class, Connection, ConnectionState, Controller,
-    Decision, Event, Gate, Hold, Limiter, Observer, Place, QueueDepth, Reason, Sample, Shed, ShedReason,
+    AcquireError, Acquires, AdaptivePool, Backend, Builder, Class, ConnectionState, Controller, Decision,
+    Event, Gate, Hold, Limiter, Observer, Place, QueueDepth, Reason, Sample, Shed, ShedReason,
 };
 
 const SOON: Duration = Duration::from_secs(1);
@@ -30,20 +30,6 @@ fn builder(sim: &Sim, min_size: usize, max_size: usize) -> Builder<Sim> {
     let builder = AdaptivePool::builder(sim.clone()).min_size(min_size).max_size(max_size).seed(1);
     // Of one size it is a static pool.
     if min_size == max_size { builder.min_limit(max_size) } else { builder }
-}
-
-async fn open(builder: Builder<Sim>) -> AdaptivePool<Sim> {
-    let pool = builder.build().unwrap();
-    pool.ready().await.unwrap();
-    pool
-}
-
-async fn take(pool: &AdaptivePool<Sim>, connections: usize) -> Vec<Connection<Sim>> {
-    let mut taken = Vec::new();
-    for _ in 0..connections {
-        taken.push(pool.acquire().await.unwrap());
-    }
-    taken
 }
 
 /// Polls once, as a task would when it first runs.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::time::sleep;
-use tower_adaptive_pool::{Backend, ConnectionState, Place};
+use tower_adaptive_pool::{AdaptivePool, Backend, Builder, Connection, ConnectionState, Place};
 
 #[derive(Clone, Debug, Default)]
 pub struct Sim(Arc<Server>);
@@ -214,4 +214,20 @@ impl Backend for Sim {
     async fn settle(&self, connection: &mut Conn) -> Result<(), Refused> {
         self.check(connection).await
     }
+}
+
+/// A pool of which `min_size` connections are open.
+pub async fn open(builder: Builder<Sim>) -> AdaptivePool<Sim> {
+    let pool = builder.build().unwrap();
+    pool.ready().await.unwrap();
+    pool
+}
+
+/// So many connections in use.
+pub async fn take(pool: &AdaptivePool<Sim>, connections: usize) -> Vec<Connection<Sim>> {
+    let mut taken = Vec::new();
+    for _ in 0..connections {
+        taken.push(pool.acquire().await.unwrap());
+    }
+    taken
 }
