@@ -1,6 +1,5 @@
 //! What may be changed at run time: the bounds of size, limit and queue, and the share of the load.
 
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::Gate;
@@ -66,14 +65,15 @@ impl Gate {
         f64::from_bits(self.inner.share.load(Relaxed))
     }
 
-    fn change(&self, change: impl FnOnce(Bounds) -> Result<Bounds, ConfigError>) -> Result<(), ConfigError> {
+    /// One change at a time, and no lock while connections close and observers are called: where another change came first,
+    /// this one is made from what that left.
+    fn change(&self, change: impl Fn(Bounds) -> Result<Bounds, ConfigError>) -> Result<(), ConfigError> {
         let Some(plant) = self.plant() else { return Ok(()) };
-        let (from, to) = {
-            // One change at a time: each is made from what the one before it left.
-            let _changing = self.inner.changing.lock().unwrap_or_else(PoisonError::into_inner);
-            let from = plant.counts().limit;
-            plant.set_bounds(change(plant.bounds())?);
-            (from, plant.counts().limit)
+        let (from, to) = loop {
+            let known = plant.bounds();
+            if let Some(moved) = plant.set_bounds(known, change(known)?) {
+                break moved;
+            }
         };
         if to != from {
             self.limit_changed(from, Decision { limit: to, reason: Reason::BoundsChanged });

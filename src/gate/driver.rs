@@ -9,7 +9,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use super::counts::Counts;
 use super::load::Load;
-use super::{Gate, Plant, guarded};
+use super::plant::Plant;
+use super::{Gate, guarded};
 use crate::law::{Controller, Decision, Reason, Sample};
 use crate::observe::Event;
 

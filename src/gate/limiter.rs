@@ -3,20 +3,19 @@
 use std::future::Future;
 use std::panic::Location;
 use std::sync::{Arc, Weak};
-use std::task::{Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::Extensions;
 use tokio::sync::Notify;
 use tokio::time::Instant as Clock;
 
 use super::acquire::Acquiring;
-use super::counts::{Bounds, Counts};
 use super::drain::drain;
 use super::holds::{At, Holder};
 use super::permits::{Entry, Keeps};
+use super::plant::HasSlots;
 use super::slots::Slots;
-use super::{Gate, Plant, driver};
+use super::{Gate, driver};
 use crate::backend::{Place, PlaceOwner};
 use crate::config::{Builder, ConfigError, LimitOnly};
 use crate::error::{AcquireError, DrainTimeout, ShedReason};
@@ -238,50 +237,15 @@ impl PlaceOwner for Inner {
     fn place_written_off(&self) {}
 }
 
-impl Plant for Inner {
-    fn counts(&self) -> Counts {
-        self.slots.counts()
+impl HasSlots for Inner {
+    type Item = Limited;
+
+    fn slots(&self) -> &Slots<Limited> {
+        &self.slots
     }
 
-    fn bounds(&self) -> Bounds {
-        self.slots.bounds()
-    }
-
-    fn sample(&self, now: Instant) -> Counts {
-        self.slots.sample(now)
-    }
-
-    fn expire(&self, now: Instant) -> Option<Instant> {
-        self.slots.expire(now)
-    }
-
-    fn set_driven(&self, driven: bool) {
-        self.slots.set_driven(driven);
-    }
-
-    fn set_limit(&self, limit: usize) -> (usize, usize) {
-        let moved = self.slots.set_limit(limit, Clock::now().into_std());
+    fn refill(&self) {
         self.fill();
-        moved
-    }
-
-    fn set_bounds(&self, bounds: Bounds) {
-        self.slots.set_bounds(bounds, Clock::now().into_std());
-        self.fill();
-    }
-
-    fn close_idle_since(&self, cutoff: Option<Instant>) -> (usize, Option<Instant>) {
-        self.slots.close_idle_since(cutoff)
-    }
-
-    fn sweep(&self) {}
-
-    fn sweep_every(&self) -> Option<Duration> {
-        None
-    }
-
-    fn poll_busy(&self, seen: u64, waker: &Waker) -> Poll<()> {
-        self.slots.poll_busy(seen, waker)
     }
 }
 

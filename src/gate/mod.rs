@@ -15,6 +15,7 @@ pub(crate) mod ledger;
 pub(crate) mod limiter;
 mod load;
 pub(crate) mod permits;
+pub(crate) mod plant;
 pub(crate) mod queue;
 mod resize;
 pub(crate) mod slots;
@@ -24,8 +25,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
-use std::task::{Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -36,7 +36,7 @@ use crate::observe::{Event, Observer};
 pub(crate) use acquire::{Acquiring, Span, timed_out};
 pub(crate) use admission::Attempt;
 pub use admission::Verdict;
-use counts::{Bounds, Counts, Published};
+use counts::{Counts, Published};
 pub(crate) use drain::drain;
 pub(crate) use driver::start as start_driver;
 pub use dry_run::DryRun;
@@ -44,6 +44,7 @@ use dry_run::DryRunLedger;
 use holds::Holds;
 use ledger::{AdmissionLedger, QueryLedger};
 use load::{Advice, Mix, RetryBudget};
+use plant::Plant;
 pub use snapshot::Snapshot;
 
 /// The gate in front of a pool or a limiter: decides on requests, and shows everything there is to see.
@@ -78,29 +79,8 @@ struct Inner {
     share: AtomicU64,
     dry_run: Option<DryRunLedger>,
     last_decision: Mutex<Decision>,
-    changing: Mutex<()>,
     watch: watch::Sender<Snapshot>,
     observers: Box<[Arc<dyn Observer>]>,
-}
-
-/// What a gate controls (control theory's word): the slots, with the dials and closes that a limit asks for.
-pub(crate) trait Plant: Send + Sync {
-    fn counts(&self) -> Counts;
-    fn bounds(&self) -> Bounds;
-    /// The counts; the peak starts anew, and so does the age of what came back.
-    fn sample(&self, now: Instant) -> Counts;
-    /// Answers those whose deadline has come, and says when the next one may.
-    fn expire(&self, now: Instant) -> Option<Instant>;
-    fn set_driven(&self, driven: bool);
-    /// Returns what it was, and what it is.
-    fn set_limit(&self, limit: usize) -> (usize, usize);
-    fn set_bounds(&self, bounds: Bounds);
-    /// Closes what has been free since before then, and says how many, and since when the next one has been free.
-    fn close_idle_since(&self, cutoff: Option<Instant>) -> (usize, Option<Instant>);
-    /// Closes what has lived for too long.
-    fn sweep(&self);
-    fn sweep_every(&self) -> Option<Duration>;
-    fn poll_busy(&self, seen: u64, waker: &Waker) -> Poll<()>;
 }
 
 impl Gate {
@@ -127,7 +107,6 @@ impl Gate {
             share: AtomicU64::new(settings.share.to_bits()),
             dry_run: settings.dry_run.then(DryRunLedger::default),
             last_decision: Mutex::new(started),
-            changing: Mutex::new(()),
             watch: watch::Sender::default(),
             observers: settings.observers.clone().into(),
         };

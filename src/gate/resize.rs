@@ -99,14 +99,20 @@ impl<T> Slots<T> {
 
     /// Changes the bounds. Nobody who waits is sent away; what is free over `max_size` closes, the longest free first. A limit
     /// at rest stays at rest; under load it rises by the controller alone.
-    pub fn set_bounds(&self, bounds: Bounds, now: Instant) {
+    ///
+    /// Returns the limit before and the one now, or nothing where the bounds are not `known` any more: another change came
+    /// first, and nothing has happened.
+    pub fn set_bounds(&self, known: Bounds, bounds: Bounds, now: Instant) -> Option<(usize, usize)> {
         let mut state = self.lock();
+        if state.bounds != known {
+            return None;
+        }
+        let from = state.counts.limit;
         let idle = state.counts.in_use == 0 && state.queue.len() == 0;
-        let follows = state.counts.limit == state.bounds.base_limit
-            && (idle || bounds.base_limit < state.bounds.base_limit);
-        let limit = if follows { bounds.base_limit } else { state.counts.limit };
+        let follows = from == known.base_limit && (idle || bounds.base_limit < known.base_limit);
+        let to = if follows { bounds.base_limit } else { from }.clamp(bounds.min_limit, bounds.max_size);
         state.bounds = bounds;
-        state.counts.limit = limit.clamp(bounds.min_limit, bounds.max_size);
+        state.counts.limit = to;
         let surplus = state.take_surplus();
         let handed_on = state.hand_out(|| now);
         // The driver may have something to do now: more than a lower min_size may have been free for long.
@@ -121,6 +127,7 @@ impl<T> Slots<T> {
         handed_on.finish();
         wake(parked);
         drop(surplus);
+        Some((from, to))
     }
 
     /// Closes what has been free since before `cutoff`, the longest free first, but nothing that limit or `min_size` would

@@ -74,7 +74,8 @@ fn who_waits_gets_the_reserve_as_soon_as_the_limit_has_room() {
             }
             1 => {
                 let bounds = Bounds { min_limit: 2, base_limit: 2, ..BOUNDS };
-                let raises = pool.spawn(move |pool| pool.slots.set_bounds(bounds, pool.now));
+                let raises =
+                    pool.spawn(move |pool| pool.slots.set_bounds(pool.slots.bounds(), bounds, pool.now));
                 assert!(waiting.join().unwrap(), "the other one is still held");
                 raises.join().unwrap();
                 pool.give_back(held);
@@ -186,8 +187,8 @@ fn acquire_and_do_anything(pool: &Pool) {
         20..24 => pool.failing.store(draw.gen_range(1..3), Relaxed),
         24..30 => {
             let max_size = draw.gen_range(1..3);
-            let bounds = pool.slots.bounds().with_size(1, max_size, false);
-            pool.slots.set_bounds(bounds, pool.now);
+            let known = pool.slots.bounds();
+            pool.slots.set_bounds(known, known.with_size(1, max_size, false), pool.now);
             pool.fill();
         }
         30..33 => drop(pool.slots.sample(pool.now)),
