@@ -17,8 +17,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let mut sizes = pool.gate().watch();
     let watcher = tokio::spawn(async move {
         let mut last = None;
-        while sizes.changed().await.is_ok() {
-            let seen = sizes.borrow_and_update().clone();
+        while sizes.changed().await {
+            let seen = sizes.get();
             if last.replace(seen.limit) != Some(seen.limit) {
                 println!(
                     "at most {:>2} in use, {:>2} are, {:>3} waiting: {:?}",

@@ -94,8 +94,8 @@ async fn in_a_dry_run_evidence_from_resizing_is_missing_and_the_reason_says_so()
     eventually(SOON, async || pool.snapshot().dry_run.unwrap().would_grow > 0).await;
     let mut watch = pool.gate().watch();
     while pool.snapshot().queue_depth > 0 {
-        watch.changed().await.unwrap();
-        let reason = watch.borrow().last_decision.reason;
+        assert!(watch.changed().await);
+        let reason = watch.get().last_decision.reason;
         assert!(!matches!(reason, Reason::GrowthPays { .. } | Reason::TakenBack { .. }), "{reason:?}");
     }
 }

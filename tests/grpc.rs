@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::Request;
 use support::{
     eventually,
-    line::{assert_ledgers_add_up, line_up},
+    line::{assert_ledgers_add_up, line_up_as},
 };
 use tokio::{net::TcpListener, sync::mpsc};
 use tonic::{
@@ -143,7 +143,7 @@ async fn a_refused_call_is_unavailable_with_the_reason_and_a_pushback_and_the_ch
     let limiter = one_permit();
     let (mut client, mut handled) = serve(&limiter).await;
     let held = limiter.try_acquire().unwrap();
-    let line = line_up(&limiter, 2);
+    let line = line_up_as(&limiter, Class::Exempt, 2);
 
     assert_refused(&client.check(call(&[])).await.unwrap_err(), "hard_cap");
     assert_refused(&client.watch(call(&[])).await.unwrap_err(), "hard_cap");

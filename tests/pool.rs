@@ -17,7 +17,8 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
 use tower_adaptive_pool::{
     AcquireError, Acquires, AdaptivePool, Backend, Builder, Class, ConnectionState, Controller, Decision,
-    Event, Gate, Hold, Limiter, Observer, Place, QueueDepth, Reason, Sample, Shed, ShedReason,
+    Event, Gate, Hold, Limiter, Observer, Place, QueueDepth, Reason, Sample, Shed, ShedReason, Snapshot,
+    SnapshotWatch,
 };
 
 const SOON: Duration = Duration::from_secs(1);
@@ -566,13 +567,13 @@ async fn watch_shows_the_pool_at_the_drivers_pace() {
     let sim = Sim::default();
     let pool = open(builder(&sim, 1, 4)).await;
     let mut seen = pool.gate().watch();
-    seen.borrow_and_update();
+    let _ = seen.get();
     let held = pool.acquire().await.unwrap();
-    timeout(ms(20), seen.changed()).await.unwrap().unwrap();
-    assert_eq!(seen.borrow_and_update().in_use, 1);
+    assert!(timeout(ms(20), seen.changed()).await.unwrap());
+    assert_eq!(seen.get().in_use, 1);
     drop(held);
-    timeout(ms(20), seen.changed()).await.unwrap().unwrap();
-    assert_eq!(seen.borrow_and_update().in_use, 0);
+    assert!(timeout(ms(20), seen.changed()).await.unwrap());
+    assert_eq!(seen.get().in_use, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -720,8 +721,14 @@ async fn a_controller_that_panics_is_told_and_asked_again() {
     eventually(SOON, async || pool.snapshot().last_decision.reason == Reason::ControllerPanicked).await;
     assert_eq!(pool.snapshot().limit, 1);
     let mut seen = pool.watch();
-    seen.borrow_and_update();
-    timeout(ms(30), seen.changed()).await.expect("the driver goes on").unwrap();
+    let _ = seen.get();
+    assert!(timeout(ms(30), seen.changed()).await.expect("the driver goes on"));
+}
+
+async fn shows(watch: &mut SnapshotWatch, what: impl Fn(&Snapshot) -> bool) {
+    while !what(&watch.get()) {
+        assert!(watch.changed().await, "the gate is there");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -729,12 +736,12 @@ async fn watch_shows_what_happens_while_the_driver_rests() {
     let sim = Sim::default();
     let pool = builder(&sim, 3, 5).build().unwrap();
     let mut seen = pool.watch();
-    timeout(SOON, seen.wait_for(|seen| seen.idle == 3)).await.unwrap().unwrap();
+    timeout(SOON, shows(&mut seen, |seen| seen.idle == 3)).await.unwrap();
     pool.gate().set_size(4, 5).unwrap();
-    timeout(SOON, seen.wait_for(|seen| seen.idle == 4)).await.unwrap().unwrap();
+    timeout(SOON, shows(&mut seen, |seen| seen.idle == 4)).await.unwrap();
     sim.go_down(true);
     pool.gate().set_size(5, 5).unwrap();
-    timeout(SOON, seen.wait_for(|seen| seen.dial_failures > 0)).await.unwrap().unwrap();
+    timeout(SOON, shows(&mut seen, |seen| seen.dial_failures > 0)).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,7 +13,7 @@ use futures_util::FutureExt;
 use http::{Extensions, HeaderValue, Request, Response};
 use support::{
     eventually,
-    line::{Pending, assert_ledgers_add_up, begin, line_up, one_permit},
+    line::{Pending, assert_ledgers_add_up, begin, line_up, line_up_as, one_permit},
 };
 use tokio::time::{Instant, advance, sleep, sleep_until};
 use tower::{Layer, Service, ServiceExt, service_fn};
@@ -136,7 +136,7 @@ async fn between_the_caps_the_lower_classes_are_refused_first() {
     ] {
         let limiter = one_permit(10, 20);
         let _held = limiter.try_acquire().unwrap();
-        let _line = line_up(&limiter, depth);
+        let _line = line_up_as(&limiter, Class::Critical, depth);
         let layer = AdaptivePoolLayer::new(limiter.clone());
         let mut service = layer.with_classifier(|request: &Request<Class>| *request.body()).layer(serving());
 
@@ -170,7 +170,7 @@ async fn exempt_requests_pass_at_the_hard_cap_and_during_a_drain_but_their_acqui
     let layer = AdaptivePoolLayer::new(limiter.clone());
     let mut service = layer.with_classifier(|request: &Request<Class>| *request.body()).layer(serving());
     let held = limiter.try_acquire().unwrap();
-    let line = line_up(&limiter, 2);
+    let line = line_up_as(&limiter, Class::Exempt, 2);
 
     for class in CLASSES {
         let shed = refusal(&mut service, Request::new(class)).expect("refused at the hard cap");

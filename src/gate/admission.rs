@@ -94,7 +94,8 @@ impl Gate {
     /// The law's verdict; asked only for what it needs.
     fn measure(&self, seen: Occupancy, class: Class, budget: Duration) -> Option<ShedReason> {
         let (inner, caps) = (&*self.inner, self.caps());
-        if seen.queue_depth >= caps.hard {
+        // Of a full queue the lowest class makes room for the higher ones.
+        if seen.queue_depth >= caps.hard && inner.published.ahead_of(class) >= caps.hard {
             return Some(ShedReason::HardCap);
         }
         let taken = inner.advice.taken_before(class);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http::Extensions;
 use tokio::sync::Notify;
+use tokio::task::coop::consume_budget;
 use tokio::time::Instant as Clock;
 
 use super::acquire::Acquiring;
@@ -110,6 +111,7 @@ impl Limiter {
     }
 
     async fn acquire_at(&self, terms: Terms, at: At) -> Result<Permit, AcquireError> {
+        consume_budget().await; // a loop of acquires must let other tasks run
         let Inner { gate, slots, .. } = &*self.inner;
         if terms.deadline.is_none()
             && let Some(place) = slots.take(terms.class)

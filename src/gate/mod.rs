@@ -4,6 +4,7 @@ mod acquire;
 mod admission;
 mod bounds;
 pub(crate) mod counts;
+mod deadlines;
 mod drain;
 mod driver;
 mod dry_run;
@@ -20,14 +21,13 @@ pub(crate) mod queue;
 mod resize;
 pub(crate) mod slots;
 mod snapshot;
+mod watch;
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
-
-use tokio::sync::watch;
 
 use crate::config::Settings;
 use crate::law::{Decision, Reason};
@@ -46,6 +46,8 @@ use ledger::{AdmissionLedger, QueryLedger};
 use load::{Advice, Mix, RetryBudget};
 use plant::Plant;
 pub use snapshot::Snapshot;
+use watch::Publisher;
+pub use watch::SnapshotWatch;
 
 /// The gate in front of a pool or a limiter: decides on requests, and shows everything there is to see.
 ///
@@ -79,7 +81,7 @@ struct Inner {
     share: AtomicU64,
     dry_run: Option<DryRunLedger>,
     last_decision: Mutex<Decision>,
-    watch: watch::Sender<Snapshot>,
+    publisher: Publisher,
     observers: Box<[Arc<dyn Observer>]>,
 }
 
@@ -107,7 +109,7 @@ impl Gate {
             share: AtomicU64::new(settings.share.to_bits()),
             dry_run: settings.dry_run.then(DryRunLedger::default),
             last_decision: Mutex::new(started),
-            watch: watch::Sender::default(),
+            publisher: Publisher::default(),
             observers: settings.observers.clone().into(),
         };
         Self { inner: Arc::new(inner) }
@@ -135,14 +137,6 @@ impl Gate {
             None => inner.last_counts.get().copied().unwrap_or_default(),
         };
         Snapshot::new(inner, counts)
-    }
-
-    /// Snapshots as the driver takes them: one a tick (10 ms) while there is work, one when it comes to rest, and one
-    /// whenever a connection was opened, lost or closed, a dial failed, or the bounds were changed.
-    #[must_use]
-    pub fn watch(&self) -> watch::Receiver<Snapshot> {
-        let _ = self.inner.watch.send_replace(self.snapshot());
-        self.inner.watch.subscribe()
     }
 
     /// The name given to the builder.
@@ -176,12 +170,6 @@ impl Gate {
 
     pub(crate) fn decided(&self, decision: Decision) {
         *self.inner.last_decision.lock().unwrap_or_else(PoisonError::into_inner) = decision;
-    }
-
-    pub(crate) fn publish_snapshot(&self) {
-        if self.inner.watch.receiver_count() > 0 {
-            let _ = self.inner.watch.send_replace(self.snapshot());
-        }
     }
 
     pub(crate) fn dial_failures(&self) -> u64 {

@@ -167,7 +167,13 @@ impl<T> State<T> {
         wanted.min(self.bounds.max_size.saturating_sub(self.counts.places))
     }
 
-    pub fn enter(&mut self, waker: &Waker, class: Class, times: Times) -> Entry<T> {
+    pub fn enter(
+        &mut self,
+        waker: &Waker,
+        class: Class,
+        times: Times,
+        pushed_out: &mut Option<Waker>,
+    ) -> Entry<T> {
         let Times { now, deadline } = times;
         self.counts.entered[class.line()] += 1;
         if self.draining {
@@ -180,13 +186,21 @@ impl<T> State<T> {
         if let Some(grant) = self.take_idle() {
             return Entry::Granted(grant);
         }
-        if self.is_full() {
+        if self.is_full() && self.queue.lowest().is_none_or(|lowest| lowest <= class.line()) {
             return self.full();
         }
         if let Some(failed) = self.fail_if_hopeless(deadline) {
             return failed;
         }
+        self.make_room(pushed_out);
         Entry::Queued(self.queue.push_last(class, times, Some(waker.clone())))
+    }
+
+    /// In a full queue the youngest of the lowest class makes room.
+    fn make_room(&mut self, pushed_out: &mut Option<Waker>) {
+        if self.is_full() {
+            *pushed_out = self.queue.answer_last(Answer::PushedOut).ok().flatten();
+        }
     }
 
     /// Back at the head of its class, as the same acquire: older rights go first, and the bound of the queue holds. The
@@ -195,12 +209,10 @@ impl<T> State<T> {
         if let Some(failed) = self.fail_if_hopeless(times.deadline) {
             return failed;
         }
-        if self.is_full() {
-            if self.queue.lowest().is_some_and(|lowest| lowest < class.line()) {
-                return self.full();
-            }
-            *pushed_out = self.queue.answer_last(Answer::PushedOut).ok().flatten();
+        if self.is_full() && self.queue.lowest().is_none_or(|lowest| lowest < class.line()) {
+            return self.full();
         }
+        self.make_room(pushed_out);
         Entry::Queued(self.queue.push_first(class, times))
     }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
+use super::deadlines::Deadlines;
 use crate::error::SharedError;
 use crate::terms::{CLASSES, Class};
 
@@ -29,7 +30,7 @@ pub(crate) struct Times {
 #[derive(Debug)]
 pub(crate) enum Answer<T> {
     Granted(Grant<T>),
-    /// Pushed out: the queue was full when somebody with older rights came back to its head.
+    /// Pushed out of a full queue by an acquire of a higher class, or by one with older rights that came back to its head.
     PushedOut,
     /// No connection can be opened.
     Failed(SharedError),
@@ -42,7 +43,7 @@ pub(crate) enum Answer<T> {
 /// A waiter's place. It stays valid until its owner calls [`Queue::take`] successfully or [`Queue::leave`].
 ///
 /// Half as wide as an index, so that a waiter fits into a line of the cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Key(NonZeroU32);
 
 impl Key {
@@ -88,8 +89,7 @@ pub(crate) struct Queue<T> {
     waiters: Slab<Waiter<T>>,
     lines: [Line; CLASSES],
     len: usize,
-    /// No deadline of anybody in line is before this.
-    earliest: Option<Instant>,
+    deadlines: Deadlines,
     /// Nobody in line is impatient before this.
     impatient_from: Option<Instant>,
 }
@@ -120,7 +120,7 @@ impl<T> Queue<T> {
             waiters: Slab::with_capacity(capacity),
             lines: Default::default(),
             len: 0,
-            earliest: None,
+            deadlines: Deadlines::with_capacity(capacity),
             impatient_from: None,
         }
     }
@@ -140,9 +140,10 @@ impl<T> Queue<T> {
         self.lines.map(|line| line.len)
     }
 
-    /// When somebody's deadline may come next; the driver need not look before.
-    pub fn earliest(&self) -> Option<Instant> {
-        self.earliest
+    /// When the next deadline comes; the driver need not look before.
+    pub fn earliest(&mut self) -> Option<Instant> {
+        let Self { deadlines, waiters, .. } = self;
+        deadlines.next(|deadline, key| is_in_line(waiters, deadline, key))
     }
 
     /// Whether somebody has waited for long, measured by the budget. O(1) while nobody can have, else it goes through the
@@ -210,24 +211,12 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Answers all whose deadline is `until` or before, and returns whom to wake. O(1) while there are none, else it goes
-    /// through the line: deadlines need not be in the order of arrival.
+    /// Answers all whose deadline is `until` or before, the earliest first, and returns whom to wake.
     pub fn answer_until(&mut self, until: Instant, answer: impl Fn() -> Answer<T>) -> Vec<Option<Waker>> {
         let mut wakers = Vec::new();
-        if self.earliest.is_none_or(|earliest| earliest > until) {
-            return wakers;
-        }
-        self.earliest = None;
-        for line in 0..CLASSES {
-            let mut next = self.lines[line].first;
-            while let Some(key) = next {
-                let Waiter { deadline, behind, .. } = self.waiters[key.index()];
-                next = behind;
-                if deadline <= until {
-                    wakers.push(self.answer(key, answer()));
-                } else {
-                    self.note(deadline);
-                }
+        while let Some((deadline, key)) = self.deadlines.take_until(until) {
+            if is_in_line(&self.waiters, deadline, key) {
+                wakers.push(self.answer(key, answer()));
             }
         }
         wakers
@@ -266,12 +255,11 @@ impl<T> Queue<T> {
     fn insert(&mut self, waiter: Waiter<T>) -> Key {
         self.len += 1;
         self.lines[waiter.class.line()].len += 1;
-        self.note(waiter.deadline);
-        Key::of(self.waiters.insert(waiter))
-    }
-
-    fn note(&mut self, deadline: Instant) {
-        self.earliest = Some(self.earliest.map_or(deadline, |earliest| earliest.min(deadline)));
+        let deadline = waiter.deadline;
+        let key = Key::of(self.waiters.insert(waiter));
+        let Self { deadlines, waiters, .. } = self;
+        deadlines.add(deadline, key, self.len, |deadline, key| is_in_line(waiters, deadline, key));
+        key
     }
 
     fn note_impatience(&mut self, from: Instant) {
@@ -300,9 +288,16 @@ impl<T> Queue<T> {
         self.lines[class.line()].len -= 1;
         self.len -= 1;
         if self.len == 0 {
-            (self.earliest, self.impatient_from) = (None, None);
+            self.deadlines.clear();
+            self.impatient_from = None;
         }
     }
+}
+
+/// Whether a waiter is still in line that has this deadline; its place may be another's by now.
+fn is_in_line<T>(waiters: &Slab<Waiter<T>>, deadline: Instant, key: Key) -> bool {
+    let waiter = waiters.get(key.index());
+    waiter.is_some_and(|waiter| waiter.deadline == deadline && matches!(waiter.state, State::Waiting(_)))
 }
 
 #[cfg(test)]

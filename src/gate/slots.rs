@@ -67,10 +67,12 @@ impl<T> Slots<T> {
             // Whose time has come does not stand in anybody's way.
             late = state.queue.answer_until(times.now, || Answer::TimedOut);
         }
-        let entry = state.enter(waker, class, times);
+        let mut pushed_out = None;
+        let entry = state.enter(waker, class, times, &mut pushed_out);
         self.publish(&state);
         drop(state);
         wake(parked);
+        wake(pushed_out);
         late.into_iter().for_each(wake);
         entry
     }

@@ -1,5 +1,5 @@
-//! Whether a request may enter: everything is refused at the hard cap, and what could not be served in time; between the
-//! caps a ramp, the lowest class first; nothing while a connection is free for its class.
+//! Whether a request may enter: it is refused when the hard cap is full of its class and higher ones, and when it could not be
+//! served in time; between the caps a ramp, the lowest class first; nothing while a connection is free for its class.
 
 use std::time::Duration;
 
@@ -66,7 +66,8 @@ pub(crate) struct Claim {
 ///
 /// With C = connections ÷ use time (completions per second) and B = budget − use time, C × B can be served in time, less
 /// what higher classes may take of it; those ahead and itself may be 0.8 of that. The caps bind in time as well as in
-/// counts: for those ahead, hard = min(`hard_cap`, what can be served), soft = min(`soft_cap`, hard ÷ 2). Between soft and
+/// counts: for those ahead, hard = min(`hard_cap`, what can be served), soft = min(`soft_cap`, hard ÷ 2). Waiters of lower
+/// classes do not count: they are overtaken, and of a full queue they make room. Between soft and
 /// hard the part r = (q − soft) ÷ (hard − soft) of the arrivals is refused (random early detection, Floyd and Jacobson,
 /// 1993), the lowest class first. Without a measurement only the counts bind: a stalled pool must be able to notice that it
 /// is well again.
@@ -74,15 +75,14 @@ pub(crate) struct Claim {
 /// Fewer waiters than connections are never too many, but for a class that has less than half of the capacity left by the
 /// higher ones: let in on that ground, it would be overtaken until its time has come.
 pub(crate) fn admit(seen: Occupancy, caps: Caps, claim: &Claim) -> Option<ShedReason> {
-    let depth = seen.queue_depth;
-    if depth >= caps.hard {
+    if claim.ahead >= caps.hard {
         return Some(ShedReason::HardCap);
     }
     let rate = claim.rate(seen.capacity);
     if seen.idle > 0 || (seen.is_free() && rate.is_none_or(|rate| claim.taken < (HALF * rate).max(FEWEST))) {
         return None;
     }
-    let mut refuse = ramp(depth as f64, caps.soft as f64, caps.hard as f64);
+    let mut refuse = ramp(claim.ahead as f64, caps.soft as f64, caps.hard as f64);
     if let Some(rate) = rate {
         let served = claim.served_in_time(rate);
         if (claim.ahead + 1) as f64 > PATIENCE * served {
@@ -187,13 +187,20 @@ mod tests {
     fn the_lowest_class_is_refused_first() {
         // Half of the arrivals are of the lower class, half of the higher.
         let low = |draw| Claim { lower: 0.0, same: 0.5, ..claim(150, draw) };
-        let high = |draw| Claim { lower: 0.5, same: 0.5, ..claim(75, draw) };
+        let high = |ahead, draw| Claim { lower: 0.5, same: 0.5, ..claim(ahead, draw) };
         assert_eq!(admit(waiting(150), CAPS, &low(0.999)), Some(ShedReason::SoftCap));
-        assert_eq!(admit(waiting(150), CAPS, &high(0.0)), None);
-        // Three quarters are to be refused: all of the one, half of the other.
-        assert_eq!(admit(waiting(175), CAPS, &low(0.999)), Some(ShedReason::SoftCap));
-        assert_eq!(admit(waiting(175), CAPS, &high(0.49)), Some(ShedReason::SoftCap));
-        assert_eq!(admit(waiting(175), CAPS, &high(0.51)), None);
+        assert_eq!(admit(waiting(150), CAPS, &high(150, 0.0)), None);
+        // With 175 ahead three quarters are to be refused: all of the one, half of the other.
+        assert_eq!(admit(waiting(175), CAPS, &high(175, 0.49)), Some(ShedReason::SoftCap));
+        assert_eq!(admit(waiting(175), CAPS, &high(175, 0.51)), None);
+    }
+
+    #[test]
+    fn waiters_of_lower_classes_refuse_nobody_above_them_at_the_hard_cap_neither() {
+        for (depth, ahead) in [(150, 0), (199, 99), (200, 0), (200, 99), (900, 99)] {
+            assert_eq!(admit(waiting(depth), CAPS, &claim(ahead, 0.0)), None, "{ahead} ahead of {depth}");
+        }
+        assert_eq!(admit(waiting(900), CAPS, &claim(200, 0.999)), Some(ShedReason::HardCap));
     }
 
     #[test]
@@ -242,7 +249,7 @@ mod tests {
         ) {
             let seen = Occupancy { queue_depth: depth, idle, capacity };
             let verdict = admit(seen, CAPS, &claim);
-            if depth >= CAPS.hard {
+            if claim.ahead >= CAPS.hard {
                 prop_assert_eq!(verdict, Some(ShedReason::HardCap));
             } else if idle > 0 || (depth < capacity && claim.taken < FEWEST) {
                 prop_assert_eq!(verdict, None);

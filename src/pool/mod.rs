@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use http::Extensions;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
+use tokio::task::coop::consume_budget;
 use tokio::time::{Instant as Clock, timeout_at};
 
 use crate::backend::{Backend, ConnectionState, PlaceOwner};
@@ -25,7 +26,7 @@ use crate::gate::holds::At;
 use crate::gate::permits::{Entry, Keeps};
 use crate::gate::queue::Grant;
 use crate::gate::slots::Slots;
-use crate::gate::{Acquiring, Gate, Snapshot, Span, drain, guarded, start_driver};
+use crate::gate::{Acquiring, Gate, Snapshot, SnapshotWatch, Span, drain, guarded, start_driver};
 use crate::observe::{Event, ShedBy};
 use crate::terms::{Terms, after};
 
@@ -124,6 +125,7 @@ impl<B: Backend> AdaptivePool<B> {
     }
 
     async fn acquire_at(&self, terms: Terms, at: At) -> Result<Connection<B>, AcquireError> {
+        consume_budget().await; // a loop of acquires must let other tasks run
         let inner = &self.inner;
         let mut taken = match terms.deadline {
             None => inner.slots.take(terms.class),
@@ -240,7 +242,7 @@ impl<B: Backend> AdaptivePool<B> {
 
     /// Snapshots at the driver's pace. Short for `gate().watch()`.
     #[must_use]
-    pub fn watch(&self) -> watch::Receiver<Snapshot> {
+    pub fn watch(&self) -> SnapshotWatch {
         self.inner.gate.watch()
     }
 

@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use tower_adaptive_pool::{AcquireError, Acquires, Limiter, Permit, Snapshot};
+use tower_adaptive_pool::{AcquireError, Acquires, Class, Limiter, Permit, Snapshot};
 
 /// A future that has been polled once and was not ready.
 pub type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -35,9 +35,19 @@ pub fn begin<F: Future + Send + 'static>(future: F) -> Pending<F::Output> {
 /// So many acquires that wait.
 #[track_caller]
 pub fn line_up(limiter: &Limiter, many: usize) -> Vec<Pending<Result<Permit, AcquireError>>> {
+    line_up_as(limiter, Class::default(), many)
+}
+
+/// So many acquires of this class that wait.
+#[track_caller]
+pub fn line_up_as(
+    limiter: &Limiter,
+    class: Class,
+    many: usize,
+) -> Vec<Pending<Result<Permit, AcquireError>>> {
     let waiting = |_| {
         let limiter = limiter.clone();
-        begin(async move { limiter.acquire().await })
+        begin(async move { limiter.acquire_with(class).await })
     };
     (0..many).map(waiting).collect()
 }
