@@ -3,7 +3,8 @@
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
-use std::sync::Weak;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 
 use crate::config::ConfigError;
 
@@ -22,8 +23,8 @@ pub trait Backend: Send + Sync + 'static {
     /// when the dial fails half-way or this future is dropped. Dropping it makes room for the next one.
     fn dial(&self, place: Place) -> impl Future<Output = Result<Self::Connection, Self::Error>> + Send;
 
-    /// How a connection is. Must not block, nor take a lock that is held over [`Place::lost`]: it is asked at every
-    /// hand-out, when a guard is dropped, and of idle connections under the pool's own lock.
+    /// How a connection is. Must not block: it is asked at every hand-out, and when a guard is dropped. A connection whose
+    /// `state` panics counts as [`ConnectionState::Dead`].
     fn state(&self, connection: &Self::Connection) -> ConnectionState;
 
     /// What a failed dial means for the next one.
@@ -100,6 +101,17 @@ pub enum ConnectionState {
 #[must_use = "dropping a place says that the server counts no connection for it"]
 pub struct Place {
     owner: Weak<dyn PlaceOwner>,
+    lost: Lost,
+}
+
+/// Whether the server has ended a connection by itself: known to its place, and to the pool.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Lost(Arc<AtomicBool>);
+
+impl Lost {
+    pub fn is_lost(&self) -> bool {
+        self.0.load(Relaxed)
+    }
 }
 
 /// Who is told that a place is free again.
@@ -115,12 +127,17 @@ pub(crate) trait PlaceOwner: Send + Sync {
 
 impl Place {
     pub(crate) fn new(owner: Weak<impl PlaceOwner + 'static>) -> Self {
-        Self { owner }
+        Self { owner, lost: Lost::default() }
+    }
+
+    pub(crate) fn is_lost(&self) -> Lost {
+        self.lost.clone()
     }
 
     /// Says that the server has ended the connection by itself, so that the pool need not find out at the next
-    /// hand-out: what is idle and [`ConnectionState::Dead`] goes, and is replaced.
+    /// hand-out: it counts as [`ConnectionState::Dead`], goes as soon as nobody holds it, and is replaced.
     pub fn lost(&self) {
+        self.lost.0.store(true, Relaxed);
         if let Some(owner) = self.owner.upgrade() {
             owner.connection_lost();
         }

@@ -563,6 +563,38 @@ async fn a_pool_at_rest_costs_nothing_the_driver_is_parked() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_grant_that_nobody_fetches_is_a_hold_with_its_place_and_ends_when_it_is_dropped() {
+    struct Told(Arc<Mutex<Vec<Hold>>>);
+    impl Observer for Told {
+        fn on_event(&self, _: &Gate, event: &Event<'_>) {
+            if let Event::HeldForLong { hold, .. } = event {
+                self.0.lock().unwrap().push(*hold);
+            }
+        }
+    }
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let builder = Limiter::builder().fixed_size(1).acquire_timeout(ms(900)).leak_warning_after(ms(500));
+    let limiter = builder.observer(Told(told.clone())).build().unwrap();
+    let held = limiter.acquire().await.unwrap();
+    let (mut unfetched, line) = (Box::pin(limiter.acquire()), line!());
+    assert!(poll_once(unfetched.as_mut()).is_pending());
+    drop(held);
+    sleep(ms(700)).await;
+    let Err(AcquireError::Timeout(error)) = limiter.acquire().await.map(drop) else { panic!("it is held") };
+    let oldest = error.oldest_hold.expect("1 of 1 in use");
+    assert_eq!(oldest.acquired_at.line(), line);
+    let told = told.lock().unwrap().clone();
+    assert!(matches!(told[..], [hold] if hold.acquired_at.line() == line), "{told:?}");
+    drop(unfetched);
+    let free = limiter.acquire().await.expect("it goes on to the next");
+    drop(free);
+    let (waiting, held) = (limiter.acquire(), limiter.try_acquire().unwrap());
+    drop((waiting, held));
+    sleep(ms(2_000)).await;
+    assert_eq!(limiter.gate().snapshot().in_use, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn watch_shows_the_pool_at_the_drivers_pace() {
     let sim = Sim::default();
     let pool = open(builder(&sim, 1, 4)).await;

@@ -5,14 +5,13 @@ mod problems;
 mod settings;
 
 use std::fmt;
-use std::panic::catch_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::time::sleep;
 
 use crate::backend::Backend;
+use crate::gate::home::has_timers;
 use crate::gate::limiter::Limiter;
 use crate::law::{Controller, PaidGrowth, PaidGrowthController, QueueDepth, QueueDepthController};
 use crate::observe::Observer;
@@ -217,11 +216,6 @@ impl<K> Builder<K> {
         }
         Err(ConfigError { problems: self.problems })
     }
-}
-
-/// Whether the present runtime has timers. It has no other way to say so than a panic.
-fn has_timers() -> bool {
-    catch_unwind(|| drop(sleep(Duration::ZERO))).is_ok()
 }
 
 impl<B: Backend> Builder<B> {

@@ -1,15 +1,19 @@
 //! From an entry to a grant: the wait, its deadline, and what a waiter leaves behind when it is dropped.
 
+use std::error::Error;
+use std::fmt;
 use std::future::Future;
 use std::mem;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep};
 
 use super::Gate;
 use super::driver::TICK;
+use super::holds::{At, Held};
 use super::permits::{Entry, Leave};
 use super::queue::{Answer, Grant, Key, Times};
 use super::slots::Slots;
@@ -26,10 +30,11 @@ pub(crate) struct Span {
     /// The request's own deadline comes first.
     by_request: bool,
     pub class: Class,
+    at: At,
 }
 
 impl Span {
-    pub fn from_now(gate: &Gate, terms: Terms) -> Self {
+    pub fn from_now(gate: &Gate, terms: Terms, at: At) -> Self {
         let (started, timeout) = (Instant::now(), gate.acquire_timeout());
         let use_time = gate.inner.published.use_time().unwrap_or_default();
         let left = terms.deadline.map(|deadline| {
@@ -40,7 +45,7 @@ impl Span {
         });
         let by_request = left.is_some_and(|left| left < timeout);
         let timeout = left.map_or(timeout, |left| left.min(timeout));
-        Self { started, timeout, by_request, class: terms.class }
+        Self { started, timeout, by_request, class: terms.class, at }
     }
 
     pub fn deadline(self) -> Instant {
@@ -49,7 +54,11 @@ impl Span {
 
     /// The same deadline, as seen now.
     pub fn times(self) -> Times {
-        Times { now: Instant::now().into_std(), deadline: self.deadline().into_std() }
+        self.times_at(Instant::now())
+    }
+
+    fn times_at(self, now: Instant) -> Times {
+        Times { now: now.into_std(), deadline: self.deadline().into_std(), at: self.at }
     }
 
     /// Whether the wait needs a timer of its own: nobody else answers at the deadline, or they might oversleep it.
@@ -62,17 +71,20 @@ impl Span {
 ///
 /// A future by hand, polled again after [`resume`](Self::resume): it is a tenth of a kilobyte where nested `async fn`s are
 /// half of one, and thousands may wait.
-pub(crate) struct Acquiring<'a, T> {
+pub(crate) struct Acquiring<'a, T: Held> {
     gate: &'a Gate,
     slots: &'a Slots<T>,
     terms: Terms,
+    at: At,
     span: Option<Span>,
     stage: Stage<'a, T>,
+    /// Where the driver runs; asked when it has to wait.
+    at_home: Option<bool>,
     /// Boxed, because hardly any wait has one.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-enum Stage<'a, T> {
+enum Stage<'a, T: Held> {
     Arrived,
     Entered(Entry<T>),
     Waiting(Wait<'a, T>),
@@ -91,7 +103,7 @@ pub(crate) enum Denied {
 
 impl Denied {
     /// As the caller gets it, told to the observers. `dial_error` is asked only when the deadline came first.
-    pub fn into_error<T>(
+    pub fn into_error<T: Held>(
         self,
         gate: &Gate,
         slots: &Slots<T>,
@@ -113,9 +125,9 @@ impl Denied {
     }
 }
 
-impl<'a, T> Acquiring<'a, T> {
-    pub fn new(gate: &'a Gate, slots: &'a Slots<T>, terms: Terms) -> Self {
-        Self { gate, slots, terms, span: None, stage: Stage::Arrived, timer: None }
+impl<'a, T: Held> Acquiring<'a, T> {
+    pub fn new(gate: &'a Gate, slots: &'a Slots<T>, terms: Terms, at: At) -> Self {
+        Self { gate, slots, terms, at, span: None, stage: Stage::Arrived, at_home: None, timer: None }
     }
 
     /// Goes on, as the same acquire, with what took the place of a dead connection.
@@ -126,7 +138,7 @@ impl<'a, T> Acquiring<'a, T> {
     /// Begins now, if it had no reason to look at the clock before.
     pub fn span(&mut self) -> Span {
         *self.span.get_or_insert_with(|| {
-            let span = Span::from_now(self.gate, self.terms);
+            let span = Span::from_now(self.gate, self.terms, self.at);
             self.gate.holds().clock.set(span.started);
             span
         })
@@ -134,25 +146,34 @@ impl<'a, T> Acquiring<'a, T> {
 
     fn enter(&mut self, waker: &Waker) -> Entry<T> {
         let span = self.span();
-        let times = Times { now: span.started.into_std(), deadline: span.deadline().into_std() };
-        self.slots.enter(waker, span.class, times)
+        let driven = self.gate.revive();
+        match self.slots.enter(waker, span.class, span.times_at(span.started)) {
+            Entry::Queued(key) if !driven => {
+                Wait { slots: self.slots, key: Some(key) }.leave(Leave::Failed);
+                Entry::Failed(Arc::new(NoRuntime))
+            }
+            entry => entry,
+        }
     }
 
-    /// The driver answers at the deadline, so that thousands of waits need no timer each; only where it is gone with its
-    /// runtime, or the deadline is nearer than it looks, a wait has one of its own.
+    /// The driver answers at the deadline, so that thousands of waits need no timer each. A wait has one of its own where the
+    /// deadline is nearer than the driver looks, or the driver is gone, or in another runtime, which may be busy or not driven.
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let span = self.span();
-        if self.timer.is_none() && (span.is_short() || !self.slots.published.driven()) {
-            self.timer = Some(Box::pin(sleep_until(span.deadline())));
+        if self.timer.is_none() {
+            let span = self.span();
+            let at_home = *self.at_home.get_or_insert_with(|| self.gate.is_home());
+            if span.is_short() || !at_home || !self.slots.published.driven() {
+                self.timer = self.gate.timer(span.deadline()).map(Box::pin);
+            }
         }
         self.timer.as_mut().map_or(Poll::Pending, |timer| timer.as_mut().poll(cx))
     }
 }
 
 // Nothing in it is pinned: what is awaited is in a box or in the slots.
-impl<T> Unpin for Acquiring<'_, T> {}
+impl<T: Held> Unpin for Acquiring<'_, T> {}
 
-impl<T> Future for Acquiring<'_, T> {
+impl<T: Held> Future for Acquiring<'_, T> {
     type Output = Result<Grant<T>, Denied>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -199,8 +220,20 @@ impl<T> Future for Acquiring<'_, T> {
     }
 }
 
+/// Neither the runtime of the build nor one of the caller's is there to dial in, or to wait in.
+#[derive(Clone, Copy, Debug)]
+struct NoRuntime;
+
+impl fmt::Display for NoRuntime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the Tokio runtime of build() is gone, and the caller is in none with timers that could take over")
+    }
+}
+
+impl Error for NoRuntime {}
+
 /// The error of an acquire whose deadline came first, told to the observers.
-pub(crate) fn timed_out<T>(
+pub(crate) fn timed_out<T: Held>(
     gate: &Gate,
     slots: &Slots<T>,
     span: Span,
@@ -225,12 +258,12 @@ pub(crate) fn timed_out<T>(
 }
 
 /// A place in the queue. Dropping it gives the place up, and a permit already set aside goes to the next in line.
-pub(super) struct Wait<'a, T> {
+pub(super) struct Wait<'a, T: Held> {
     pub slots: &'a Slots<T>,
     pub key: Option<Key>,
 }
 
-impl<T> Wait<'_, T> {
+impl<T: Held> Wait<'_, T> {
     pub fn leave(&mut self, why: Leave) {
         if let Some(key) = self.key.take() {
             self.slots.leave(key, why, || Instant::now().into_std());
@@ -238,7 +271,7 @@ impl<T> Wait<'_, T> {
     }
 }
 
-impl<T> Future for Wait<'_, T> {
+impl<T: Held> Future for Wait<'_, T> {
     type Output = Answer<T>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<T>> {
@@ -249,7 +282,7 @@ impl<T> Future for Wait<'_, T> {
     }
 }
 
-impl<T> Drop for Wait<'_, T> {
+impl<T: Held> Drop for Wait<'_, T> {
     fn drop(&mut self) {
         self.leave(Leave::Cancelled);
     }

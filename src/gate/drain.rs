@@ -5,13 +5,14 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
+use super::holds::Held;
 use super::slots::Slots;
 use crate::error::DrainTimeout;
 use crate::terms::after;
 
 /// Refuses new acquires, serves those who wait, and ends when every place is free; after `deadline` at the latest, when
 /// those who still wait are answered. `changed` is notified whenever a place is freed or a dial ends.
-pub(crate) async fn drain<T>(
+pub(crate) async fn drain<T: Held>(
     slots: &Slots<T>,
     changed: &Notify,
     deadline: Duration,

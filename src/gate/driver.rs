@@ -1,11 +1,12 @@
-//! The loop that asks the controller and makes its answer come true: the only file with an interval.
+//! The loop that asks the controller and makes its answer come true, and the one that keeps deadlines: the only file with an
+//! interval.
 
 use std::future::poll_fn;
 use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
 
 use super::counts::Counts;
 use super::load::Load;
@@ -17,18 +18,42 @@ use crate::observe::Event;
 /// Between two samples: several of them in one cooldown, and well under any wait a person would notice.
 pub(super) const TICK: Duration = Duration::from_millis(10);
 
+/// The controller, with what it remembers from tick to tick. It outlives the runtime that runs it.
+pub(super) struct Driver {
+    controller: Box<dyn Controller>,
+    upkeep: Upkeep,
+    last: Last,
+}
+
+/// The driver in its task. Dropped before the plant is gone, its runtime is gone: another one may take over.
+struct Seat {
+    gate: Gate,
+    plant: Weak<dyn Plant>,
+    driver: Option<Driver>,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if let (Some(driver), Some(plant)) = (self.driver.take(), self.plant.upgrade()) {
+            self.gate.inner.home.keep(driver);
+            plant.set_driven(false);
+        }
+    }
+}
+
 /// Runs until the plant is gone. Parked while nothing is held or awaited and the limit is `base_limit`: a pool at rest costs
 /// no CPU, but to close what has been free for too long, and for a look at the age of its connections now and then.
-async fn drive(gate: Gate, plant: Weak<dyn Plant>, mut controller: Box<dyn Controller>, mut upkeep: Upkeep) {
+async fn drive(mut seat: Seat) {
+    let Seat { gate, plant, driver } = &mut seat;
+    let Some(Driver { controller, upkeep, last }) = driver else { return };
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut last = Last::default();
     loop {
-        match wait(&plant, &last, upkeep.due()).await {
+        match wait(plant, last, upkeep.due()).await {
             Wake::Gone => return,
             Wake::Upkeep => {
                 let Some(plant) = plant.upgrade() else { return };
-                upkeep.keep(&gate, &*plant);
+                upkeep.keep(gate, &*plant);
                 guarded(|| gate.publish_snapshot());
                 continue;
             }
@@ -36,22 +61,31 @@ async fn drive(gate: Gate, plant: Weak<dyn Plant>, mut controller: Box<dyn Contr
         }
         last.at_rest = false;
         while !last.at_rest {
-            let Some(due) = plant.upgrade().map(|plant| guarded(|| plant.expire(Instant::now().into_std())))
-            else {
-                return;
-            };
-            let next_tick = match due.flatten() {
-                None => Ok(ticks.tick().await),
-                Some(due) => timeout_at(due.into(), ticks.tick()).await,
-            };
-            if next_tick.is_err() {
-                continue;
-            }
+            ticks.tick().await;
             let Some(plant) = plant.upgrade() else { return };
             // Each by itself: the drop of a connection that one of them closes may panic, and wakers may.
-            guarded(|| tick(&gate, &*plant, &mut *controller, &mut last));
-            upkeep.keep(&gate, &*plant);
+            guarded(|| tick(gate, &*plant, &mut **controller, last));
+            upkeep.keep(gate, &*plant);
             guarded(|| gate.publish_snapshot());
+        }
+    }
+}
+
+/// Answers the waiters at their deadlines. A task of its own: no user code runs in it that could hold it up.
+///
+/// Parked while nobody waits; awake it looks once a tick, so that a queue that is empty now and then does not wake it each time.
+async fn keep_deadlines(plant: Weak<dyn Plant>) {
+    loop {
+        let now = Instant::now();
+        let Some(due) = plant.upgrade().map(|plant| guarded(|| plant.expire(now.into_std()))) else { return };
+        let due = due.flatten();
+        sleep_until(due.map_or(now + TICK, |due| (now + TICK).min(due.into()))).await;
+        if due.is_none() {
+            poll_fn(|cx| match plant.upgrade() {
+                None => Poll::Ready(()),
+                Some(plant) => plant.poll_waited(cx.waker()),
+            })
+            .await;
         }
     }
 }
@@ -187,42 +221,21 @@ fn tick(gate: &Gate, plant: &dyn Plant, controller: &mut dyn Controller, last: &
 
 /// Starts the driver of a plant.
 pub(crate) fn start(
-    runtime: &tokio::runtime::Handle,
     gate: &Gate,
     plant: &Arc<impl Plant + 'static>,
     controller: Box<dyn Controller>,
     idle_timeout: Option<Duration>,
 ) {
+    let plant: Arc<dyn Plant> = plant.clone();
+    gate.control(Arc::downgrade(&plant));
     let upkeep = Upkeep::new(idle_timeout, plant.sweep_every());
-    let plant: Weak<dyn Plant> = Arc::downgrade(plant) as _;
-    gate.control(plant.clone());
-    let driven = Driven::new(plant.clone());
-    let drive = drive(gate.clone(), plant, controller, upkeep);
-    runtime.spawn(async move {
-        let _driven = driven;
-        drive.await;
-    });
+    run(gate, &plant, Driver { controller, upkeep, last: Last::default() });
 }
 
-/// The driver is there, until this goes: also when its runtime is shut down before the pool is dropped.
-struct Driven(Weak<dyn Plant>);
-
-impl Driven {
-    fn new(plant: Weak<dyn Plant>) -> Self {
-        let driven = Self(plant);
-        driven.tell(true);
-        driven
-    }
-
-    fn tell(&self, driven: bool) {
-        if let Some(plant) = self.0.upgrade() {
-            plant.set_driven(driven);
-        }
-    }
-}
-
-impl Drop for Driven {
-    fn drop(&mut self) {
-        self.tell(false);
-    }
+/// Runs a driver in the runtime where the gate is at home.
+pub(super) fn run(gate: &Gate, plant: &Arc<dyn Plant>, driver: Driver) {
+    plant.set_driven(true);
+    let (gate, plant) = (gate.clone(), Arc::downgrade(plant));
+    drop(gate.spawn(keep_deadlines(plant.clone())));
+    drop(gate.clone().spawn(drive(Seat { gate, plant, driver: Some(driver) })));
 }

@@ -3,6 +3,7 @@
 use std::task::Waker;
 use std::time::Instant;
 
+use super::holds::Held;
 use super::permits::{Free, State};
 use super::queue::{Answer, Grant};
 use super::slots::wake;
@@ -26,7 +27,7 @@ impl<T> HandedOn<T> {
     }
 }
 
-impl<T> State<T> {
+impl<T: Held> State<T> {
     /// The most recently used connection, if it was used just now and the driver is awake.
     pub fn take_proven(&mut self, class: Class) -> Option<T> {
         if self.parked.is_some() || self.free.back().is_none_or(|free| free.unproven) {

@@ -57,6 +57,14 @@ pub(crate) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX).min(u64::MAX / 2)
 }
 
+/// What a permit carries: it knows whether somebody holds it.
+pub(crate) trait Held {
+    /// Granted to somebody who waited, and who may fetch it later or never.
+    fn begin_hold(&mut self, at: At);
+    /// Nobody's again.
+    fn end_hold(&self);
+}
+
 /// One connection's place in the list, owned by the connection.
 #[derive(Debug)]
 pub(crate) struct Holder {
@@ -65,8 +73,9 @@ pub(crate) struct Holder {
     place: Option<At>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
+    clock: Arc<SlowClock>,
     /// Milliseconds of the gate's life, plus one; 0 while nobody holds it.
     since: AtomicU64,
     place: Mutex<Option<At>>,
@@ -89,6 +98,23 @@ impl Holder {
     }
 }
 
+impl Held for Holder {
+    fn begin_hold(&mut self, at: At) {
+        let shared = self.shared.clone();
+        self.begin(&shared.clock, at);
+    }
+
+    fn end_hold(&self) {
+        self.end();
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
 impl Shared {
     /// Since when, plus one, and where, if it is held.
     fn read(&self) -> Option<(u64, At)> {
@@ -101,7 +127,7 @@ impl Shared {
 /// All holds of a gate.
 #[derive(Debug)]
 pub(crate) struct Holds {
-    pub clock: SlowClock,
+    pub clock: Arc<SlowClock>,
     warn_after: Option<u64>,
     list: Mutex<List>,
 }
@@ -127,12 +153,13 @@ struct Known {
 
 impl Holds {
     pub fn new(warn_after: Option<Duration>) -> Self {
-        Self { clock: SlowClock::new(), warn_after: warn_after.map(millis), list: Mutex::default() }
+        Self { clock: Arc::new(SlowClock::new()), warn_after: warn_after.map(millis), list: Mutex::default() }
     }
 
     /// A place in the list for a new connection.
     pub fn join(&self) -> Holder {
-        let shared = Arc::<Shared>::default();
+        let (since, place) = (AtomicU64::new(0), Mutex::new(None));
+        let shared = Arc::new(Shared { clock: self.clock.clone(), since, place });
         let mut list = self.lock();
         if list.known.len() >= list.crowded.max(FEW) {
             list.known.retain(|known| Arc::strong_count(&known.shared) > 1);

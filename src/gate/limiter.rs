@@ -12,7 +12,7 @@ use tokio::time::Instant as Clock;
 
 use super::acquire::Acquiring;
 use super::drain::drain;
-use super::holds::{At, Holder};
+use super::holds::{At, Held, Holder};
 use super::permits::{Entry, Keeps};
 use super::plant::HasSlots;
 use super::slots::Slots;
@@ -54,6 +54,16 @@ struct Inner {
 struct Limited {
     _place: Place,
     holder: Holder,
+}
+
+impl Held for Limited {
+    fn begin_hold(&mut self, at: At) {
+        self.holder.begin_hold(at);
+    }
+
+    fn end_hold(&self) {
+        self.holder.end_hold();
+    }
 }
 
 /// The right to one use of what a [`Limiter`] limits; dropping it gives it to the next in line.
@@ -118,7 +128,7 @@ impl Limiter {
         {
             return Ok(self.permit(place, at));
         }
-        let mut acquiring = Acquiring::new(gate, slots, terms);
+        let mut acquiring = Acquiring::new(gate, slots, terms, at);
         match (&mut acquiring).await {
             Ok(grant) => Ok(self.permit(grant.item, at)),
             Err(denied) => Err(denied.into_error(gate, slots, acquiring.span(), || None)),
@@ -132,6 +142,7 @@ impl Limiter {
     #[track_caller]
     pub fn try_acquire(&self) -> Result<Permit, AcquireError> {
         let (Inner { gate, slots, .. }, at) = (&*self.inner, Location::caller());
+        gate.revive();
         match slots.try_enter(|| gate.holds().clock.look().into_std()) {
             Entry::Granted(grant) => Ok(self.permit(grant.item, at)),
             Entry::Full(depth) => Err(AcquireError::Shed(gate.shed(
@@ -166,15 +177,14 @@ impl Limiter {
     pub(crate) fn start(builder: Builder<LimitOnly>) -> Result<Self, ConfigError> {
         let (settings, _, runtime) = builder.checked()?;
         let slots = Slots::new(settings.bounds(), Keeps::Nothing);
-        let gate = Gate::new(&settings, slots.published.clone());
+        let gate = Gate::new(&settings, slots.published.clone(), runtime);
         let inner = Arc::new_cyclic(|this| Inner {
             gate: gate.clone(),
             slots,
             changed: Notify::new(),
             this: this.clone(),
         });
-        inner.fill();
-        driver::start(&runtime, &gate, &inner, settings.controller.into_controller(), None);
+        driver::start(&gate, &inner, settings.controller.into_controller(), None);
         Ok(Self { inner })
     }
 

@@ -10,6 +10,7 @@ mod driver;
 mod dry_run;
 mod hand_on;
 pub(crate) mod holds;
+pub(crate) mod home;
 #[cfg(test)]
 mod interleavings;
 pub(crate) mod ledger;
@@ -29,6 +30,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
+
 use crate::config::Settings;
 use crate::law::{Decision, Reason};
 use crate::observe::{Event, Observer};
@@ -42,6 +45,7 @@ pub(crate) use driver::start as start_driver;
 pub use dry_run::DryRun;
 use dry_run::DryRunLedger;
 use holds::Holds;
+use home::Home;
 use ledger::{AdmissionLedger, QueryLedger};
 use load::{Advice, Mix, RetryBudget};
 use plant::Plant;
@@ -72,6 +76,7 @@ struct Inner {
     retry_budget: RetryBudget,
     advice: Advice,
     holds: Holds,
+    home: Home,
     dial_failures: AtomicU64,
     /// Told by the backend; what users tell is counted with the permits.
     failed_uses: AtomicU64,
@@ -86,7 +91,7 @@ struct Inner {
 }
 
 impl Gate {
-    pub(crate) fn new(settings: &Settings, published: Arc<Published>) -> Self {
+    pub(crate) fn new(settings: &Settings, published: Arc<Published>, runtime: Handle) -> Self {
         let started = Decision { limit: settings.base_limit(), reason: Reason::Started };
         let inner = Inner {
             name: settings.name.as_str().into(),
@@ -102,6 +107,7 @@ impl Gate {
             retry_budget: RetryBudget::default(),
             advice: Advice::default(),
             holds: Holds::new(settings.leak_warning_after),
+            home: Home::new(runtime),
             dial_failures: AtomicU64::new(0),
             failed_uses: AtomicU64::new(0),
             written_off: AtomicU64::new(0),

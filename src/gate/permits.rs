@@ -5,6 +5,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::counts::{Bounds, Counts};
+use super::holds::Held;
 use super::ledger::Acquires;
 use super::queue::{Answer, Grant, Key, Queue, Times};
 use crate::error::SharedError;
@@ -36,6 +37,8 @@ pub(crate) enum Entry<T> {
 pub(crate) enum Leave {
     TimedOut,
     Cancelled,
+    /// No runtime is there to wait in.
+    Failed,
 }
 
 /// What becomes of free permits over the limit.
@@ -99,6 +102,8 @@ pub(super) struct State<T> {
     pub free: VecDeque<Free<T>>,
     /// The driver, parked until somebody comes.
     pub parked: Option<Waker>,
+    /// The keeper of deadlines, parked until somebody waits.
+    pub keeper: Option<Waker>,
     /// The bounds were changed, and the driver has not looked since.
     pub bounds_changed: bool,
     pub counts: Tally,
@@ -115,7 +120,7 @@ pub(super) struct State<T> {
     pub last_completion: Option<(u64, Instant)>,
 }
 
-impl<T> State<T> {
+impl<T: Held> State<T> {
     pub fn new(bounds: Bounds, keeps: Keeps) -> Self {
         Self {
             free: VecDeque::with_capacity(bounds.max_size.min(PRESIZED)),
@@ -129,6 +134,7 @@ impl<T> State<T> {
             draining: false,
             closed: false,
             parked: None,
+            keeper: None,
             bounds_changed: false,
         }
     }
@@ -174,7 +180,7 @@ impl<T> State<T> {
         times: Times,
         pushed_out: &mut Option<Waker>,
     ) -> Entry<T> {
-        let Times { now, deadline } = times;
+        let Times { now, deadline, .. } = times;
         self.counts.entered[class.line()] += 1;
         if self.draining {
             self.counts.acquires.failed += 1;
@@ -214,6 +220,11 @@ impl<T> State<T> {
         }
         self.make_room(pushed_out);
         Entry::Queued(self.queue.push_first(class, times))
+    }
+
+    /// The keeper of deadlines, if it has to be woken.
+    pub fn take_keeper(&mut self) -> Option<Waker> {
+        if self.queue.len() > 0 { self.keeper.take() } else { None }
     }
 
     pub fn is_full(&self) -> bool {
@@ -282,6 +293,7 @@ impl<T> State<T> {
         match why {
             Leave::TimedOut => self.counts.acquires.timed_out += 1,
             Leave::Cancelled => self.counts.acquires.cancelled += 1,
+            Leave::Failed => self.counts.acquires.failed += 1,
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::time::Instant as Clock;
 
 use super::counts::{Bounds, Counts};
+use super::holds::Held;
 use super::slots::Slots;
 
 /// A pool or a limiter, as the gate and its driver see it: whatever its slots carry.
@@ -16,6 +17,7 @@ pub(crate) trait Plant: Send + Sync {
     fn sample(&self, now: Instant) -> Counts;
     /// Answers the waiters whose deadline has come, and returns when the next one may.
     fn expire(&self, now: Instant) -> Option<Instant>;
+    /// The driver begins to run, or runs no more.
     fn set_driven(&self, driven: bool);
     /// Returns the limit before, and the one now.
     fn set_limit(&self, limit: usize) -> (usize, usize);
@@ -26,12 +28,15 @@ pub(crate) trait Plant: Send + Sync {
     /// Closes what has lived for too long.
     fn sweep(&self);
     fn sweep_every(&self) -> Option<Duration>;
+    /// Ready while there is something to control.
     fn poll_busy(&self, seen: u64, waker: &Waker) -> Poll<()>;
+    /// Ready while somebody waits.
+    fn poll_waited(&self, waker: &Waker) -> Poll<()>;
 }
 
 /// What a plant adds to its slots.
 pub(crate) trait HasSlots: Send + Sync {
-    type Item: Send;
+    type Item: Held + Send;
 
     fn slots(&self) -> &Slots<Self::Item>;
     /// Opens what limit and bounds ask for.
@@ -62,6 +67,9 @@ impl<P: HasSlots> Plant for P {
 
     fn set_driven(&self, driven: bool) {
         self.slots().set_driven(driven);
+        if driven {
+            self.refill();
+        }
     }
 
     fn set_limit(&self, limit: usize) -> (usize, usize) {
@@ -90,5 +98,9 @@ impl<P: HasSlots> Plant for P {
 
     fn poll_busy(&self, seen: u64, waker: &Waker) -> Poll<()> {
         self.slots().poll_busy(seen, waker)
+    }
+
+    fn poll_waited(&self, waker: &Waker) -> Poll<()> {
+        self.slots().poll_waited(waker)
     }
 }

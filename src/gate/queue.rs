@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 
 use super::deadlines::Deadlines;
+use super::holds::{At, Held};
 use crate::error::SharedError;
 use crate::terms::{CLASSES, Class};
 
@@ -19,11 +20,12 @@ pub(crate) struct Grant<T> {
     pub unproven: bool,
 }
 
-/// When an acquire begins that may have to wait, and by when it must have ended.
+/// When an acquire begins that may have to wait, by when it must have ended, and where it was called.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Times {
     pub now: Instant,
     pub deadline: Instant,
+    pub at: At,
 }
 
 /// What a waiter is told.
@@ -66,6 +68,7 @@ enum State<T> {
 #[derive(Debug)]
 struct Waiter<T> {
     state: State<T>,
+    at: At,
     deadline: Instant,
     /// From its arrival to its deadline, in seconds: a whole `Duration` would not fit into the line of the cache.
     budget: f32,
@@ -100,9 +103,9 @@ const PATIENCE: (f32, Duration, Duration) = (0.05, Duration::from_millis(20), Du
 
 impl<T> Waiter<T> {
     fn new(state: State<T>, class: Class, times: Times, ahead: Option<Key>, behind: Option<Key>) -> Self {
-        let Times { now, deadline } = times;
+        let Times { now, deadline, at } = times;
         let budget = deadline.saturating_duration_since(now).as_secs_f32();
-        Self { state, deadline, budget, ahead, behind, class }
+        Self { state, at, deadline, budget, ahead, behind, class }
     }
 
     /// When its wait has become so long that more connections should be in use.
@@ -114,7 +117,7 @@ impl<T> Waiter<T> {
     }
 }
 
-impl<T> Queue<T> {
+impl<T: Held> Queue<T> {
     pub fn with_capacity(capacity: usize) -> Self {
         Self {
             waiters: Slab::with_capacity(capacity),
@@ -266,10 +269,13 @@ impl<T> Queue<T> {
         self.impatient_from = Some(self.impatient_from.map_or(from, |known| known.min(from)));
     }
 
-    fn answer(&mut self, key: Key, answer: Answer<T>) -> Option<Waker> {
+    fn answer(&mut self, key: Key, mut answer: Answer<T>) -> Option<Waker> {
         self.unlink(key);
-        let state = &mut self.waiters[key.index()].state;
-        match std::mem::replace(state, State::Answered(answer)) {
+        let waiter = &mut self.waiters[key.index()];
+        if let Answer::Granted(grant) = &mut answer {
+            grant.item.begin_hold(waiter.at); // it may never be fetched
+        }
+        match std::mem::replace(&mut waiter.state, State::Answered(answer)) {
             State::Waiting(waker) => waker,
             State::Answered(_) => unreachable!("an answered waiter is not in line"),
         }

@@ -4,12 +4,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use super::counts::Bounds;
+use super::holds::Held;
 use super::permits::{Free, NoDial};
 use super::queue::Answer;
 use super::slots::{Slots, wake};
 use crate::error::SharedError;
 
-impl<T> Slots<T> {
+impl<T: Held> Slots<T> {
     /// Whether limit, `min_size` and ceiling leave room for one more than those `dialers` who may be about to begin.
     pub fn wants_dial(&self, dialers: usize) -> bool {
         let state = self.lock();
@@ -147,7 +148,7 @@ impl<T> Slots<T> {
 
     /// Closes the free connections of which `dead` is true. They are replaced where limit or `min_size` ask for it.
     ///
-    /// `dead` runs under the lock. Should it panic, what it condemned is dropped after the lock is gone.
+    /// `dead` runs under the lock: no code of a user's.
     pub fn close_idle_if(&self, dead: impl Fn(&T) -> bool) {
         self.close_those(|free| dead(&free.item));
     }
@@ -194,7 +195,7 @@ impl<T> Slots<T> {
         while let Ok(waker) = state.queue.answer_first(Answer::Closed) {
             wakers.push(waker);
         }
-        wakers.push(state.parked.take());
+        wakers.extend([state.parked.take(), state.keeper.take()]);
         self.publish(&state);
         drop(state);
         drop(free);

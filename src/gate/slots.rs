@@ -17,6 +17,7 @@ use shuttle::sync::{Mutex, MutexGuard}; // for the interleaving tests, which dec
 use super::counts::{Bounds, Counts, Published};
 use super::guarded;
 use super::hand_on::HandedOn;
+use super::holds::Held;
 use super::permits::{Entry, Free, Keeps, Leave, State};
 use super::queue::{Answer, Key, Times};
 use crate::terms::Class;
@@ -32,7 +33,7 @@ pub(crate) struct Slots<T> {
     turn: AtomicU64,
 }
 
-impl<T> Slots<T> {
+impl<T: Held> Slots<T> {
     pub fn new(bounds: Bounds, keeps: Keeps) -> Self {
         Self {
             state: Mutex::new(State::new(bounds, keeps)),
@@ -69,9 +70,11 @@ impl<T> Slots<T> {
         }
         let mut pushed_out = None;
         let entry = state.enter(waker, class, times, &mut pushed_out);
+        let keeper = state.take_keeper();
         self.publish(&state);
         drop(state);
         wake(parked);
+        wake(keeper);
         wake(pushed_out);
         late.into_iter().for_each(wake);
         entry
@@ -119,7 +122,10 @@ impl<T> Slots<T> {
         let answer = state.queue.leave(key);
         state.count(why);
         let handed_on = match answer {
-            Some(Answer::Granted(grant)) => Some(state.hand_on(grant.into(), Some(now()))),
+            Some(Answer::Granted(grant)) => {
+                grant.item.end_hold();
+                Some(state.hand_on(grant.into(), Some(now())))
+            }
             _ => None,
         };
         self.publish(&state);
@@ -156,8 +162,10 @@ impl<T> Slots<T> {
             },
         };
         let handed_on = state.hand_out(now);
+        let keeper = state.take_keeper();
         self.publish(&state);
         drop(state);
+        wake(keeper);
         wake(pushed_out);
         handed_on.finish();
         drop(dead);
@@ -263,11 +271,32 @@ impl<T> Slots<T> {
         next
     }
 
-    /// Whether somebody calls [`expire`](Self::expire). Without it everybody must look at the clock themselves.
+    /// Parks the keeper of deadlines while nobody waits; `Ready` when somebody does.
+    pub fn poll_waited(&self, waker: &Waker) -> Poll<()> {
+        let mut state = self.lock();
+        if state.queue.len() > 0 {
+            return Poll::Ready(());
+        }
+        let old = state.keeper.replace(waker.clone());
+        drop(state);
+        drop(old);
+        Poll::Pending
+    }
+
+    /// Whether somebody calls [`expire`](Self::expire) and [`sample`](Self::sample). Without it every waiter must look at the
+    /// clock itself. Whoever does so from now on does it in another runtime, in which what is free may not work any more.
     pub fn set_driven(&self, driven: bool) {
         self.published.driven.store(driven, Relaxed);
+        let mut state = self.lock();
+        for free in &mut state.free {
+            free.unproven = true;
+        }
         if !driven {
-            let wakers = self.lock().queue.take_wakers();
+            // The next acquire is not to pass by without a look at the driver.
+            let parked = state.parked.replace(Waker::noop().clone());
+            let wakers = state.queue.take_wakers();
+            drop(state);
+            drop(parked);
             wakers.into_iter().for_each(wake);
         }
     }
@@ -282,8 +311,8 @@ impl<T> Slots<T> {
         self.published.capacity.store(state.open().min(state.counts.limit), Relaxed);
     }
 
-    /// A panic cannot leave the counts half changed (the only foreign code in a critical section is `close_idle_if`'s
-    /// question), so a poisoned lock is still a good one.
+    /// A panic cannot leave the counts half changed, because no foreign code runs in a critical section: a poisoned lock is
+    /// still a good one.
     pub(super) fn lock(&self) -> MutexGuard<'_, State<T>> {
         #[cfg(test)]
         return self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

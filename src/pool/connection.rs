@@ -105,7 +105,7 @@ impl<B: Backend> Drop for Connection<B> {
             ConnectionState::Settle => {
                 // Made here: a task that is never polled must give its permit back too.
                 let held = Unsettled { item: Some(item), pool: pool.clone() };
-                drop(pool.runtime.spawn(settle(held, since)));
+                drop(pool.gate.spawn(settle(held, since)));
             }
             ConnectionState::Dead => pool.discard(item),
         }

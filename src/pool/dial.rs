@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Inner;
-use crate::backend::{Backend, Place, Refusal};
+use crate::backend::{Backend, Lost, Place, Refusal};
 use crate::config::Settings;
 use crate::error::SharedError;
 use crate::gate::counts::Counts;
@@ -75,6 +75,23 @@ impl Dialing {
         if counts.open() == 0 { self.last_error() } else { None }
     }
 
+    /// Returns what the last error was, to be dropped outside of the lock.
+    fn succeeded(&self) -> Option<SharedError> {
+        let mut state = self.lock();
+        state.failures = 0;
+        state.rejected = false;
+        state.last_error.take()
+    }
+
+    /// Returns when the next dial may begin, and what the last error was.
+    fn failed(&self, error: &SharedError, refusal: Refusal, draw: f64) -> (Instant, Option<SharedError>) {
+        let mut state = self.lock();
+        state.failures += 1;
+        state.not_before = Instant::now() + pause(refusal, state.failures, draw);
+        state.rejected = refusal == Refusal::Rejected;
+        (state.not_before, state.last_error.replace(error.clone()))
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -92,11 +109,21 @@ impl<B: Backend> Inner<B> {
     ///
     /// No need is lost: a dialer looks again under the same lock before it ends.
     pub(super) fn reconcile(&self) {
-        let mut state = self.dialing.lock();
-        while state.dialers < state.allowed(self.dialing.at_once) && self.slots.wants_dial(state.dialers) {
-            state.dialers += 1;
-            self.runtime.spawn(dialer(self.this.clone(), self.backend.clone()));
+        while let Some(turn) = self.next_dialer() {
+            // Ended already, it found nothing to dial, or its runtime is gone: then dials begin again where the gate is revived.
+            if self.gate.spawn(dialer(turn, self.backend.clone())).is_finished() {
+                break;
+            }
         }
+    }
+
+    fn next_dialer(&self) -> Option<Turn<B>> {
+        let mut state = self.dialing.lock();
+        if state.dialers >= state.allowed(self.dialing.at_once) || !self.slots.wants_dial(state.dialers) {
+            return None;
+        }
+        state.dialers += 1;
+        Some(Turn { pool: self.this.clone(), begun: false, given_back: false })
     }
 
     /// The right to dial now, or the end of a dialer, which gives its turn back.
@@ -126,30 +153,23 @@ impl<B: Backend> Inner<B> {
         }
     }
 
-    fn dialed(&self, connection: B::Connection, took: Duration) {
-        {
-            let mut state = self.dialing.lock();
-            state.failures = 0;
-            state.last_error = None;
-            state.rejected = false;
-        }
+    fn dialed(&self, Dialed { connection, lost, took }: Dialed<B>) {
+        drop(self.dialing.succeeded());
         let holds = self.gate.holds();
-        let pooled = self.lifetime.begin(connection, holds.join(), &holds.clock, self.gate.draw());
+        let pooled =
+            self.lifetime.begin(connection, lost.clone(), holds.join(), &holds.clock, self.gate.draw());
         self.slots.opened(Box::new(pooled), Instant::now().into_std());
+        if lost.is_lost() {
+            self.close_lost(); // it was said before there was anything to close
+        }
         self.gate.observe(|| Event::Dialed { took });
         self.reconcile();
         self.tell();
     }
 
     fn dial_failed(&self, error: &SharedError, refusal: Refusal) {
-        let not_before = {
-            let mut state = self.dialing.lock();
-            state.failures += 1;
-            state.not_before = Instant::now() + pause(refusal, state.failures, self.gate.draw());
-            state.last_error = Some(error.clone());
-            state.rejected = refusal == Refusal::Rejected;
-            state.not_before
-        };
+        let (not_before, old) = self.dialing.failed(error, refusal, self.gate.draw());
+        drop(old);
         self.slots.open_failed();
         if refusal == Refusal::Full {
             self.stay();
@@ -174,8 +194,9 @@ fn pause(refusal: Refusal, failures: u32, draw: f64) -> Duration {
 
 /// Dials until nothing more is wanted. Holds the pool only between two dials, so that a pool whose last handle is
 /// dropped goes at once.
-async fn dialer<B: Backend>(pool: Weak<Inner<B>>, backend: Arc<B>) {
-    let mut turn = Turn { pool: pool.clone(), given_back: false };
+async fn dialer<B: Backend>(mut turn: Turn<B>, backend: Arc<B>) {
+    let pool = turn.pool.clone();
+    turn.begun = true;
     loop {
         let Some(not_before) = pool.upgrade().map(|pool| pool.pause()) else { return };
         if not_before > Instant::now() {
@@ -194,9 +215,10 @@ async fn dialer<B: Backend>(pool: Weak<Inner<B>>, backend: Arc<B>) {
         };
         let started = Instant::now();
         let place = Place::new(pool.clone());
+        let lost = place.is_lost();
         let outcome = timeout(limit, backend.dial(place)).await;
         attempt.end(match outcome {
-            Ok(Ok(connection)) => Ok((connection, started.elapsed())),
+            Ok(Ok(connection)) => Ok(Dialed { connection, lost, took: started.elapsed() }),
             Ok(Err(error)) => {
                 let refusal = backend.refusal(&error);
                 Err((Arc::new(error), refusal))
@@ -206,10 +228,19 @@ async fn dialer<B: Backend>(pool: Weak<Inner<B>>, backend: Arc<B>) {
     }
 }
 
+/// What a dial brought.
+struct Dialed<B: Backend> {
+    connection: B::Connection,
+    lost: Lost,
+    took: Duration,
+}
+
 /// One of those who may dial at once. Dropped before it was given back, its dialer was lost: user code panicked, or the
 /// runtime is going down. Another one takes over.
 struct Turn<B: Backend> {
     pool: Weak<Inner<B>>,
+    /// Its dialer has run at all: else there is no runtime that would run another.
+    begun: bool,
     given_back: bool,
 }
 
@@ -219,7 +250,9 @@ impl<B: Backend> Drop for Turn<B> {
             && let Some(pool) = self.pool.upgrade()
         {
             pool.dialing.lock().dialers -= 1;
-            pool.reconcile();
+            if self.begun {
+                pool.reconcile();
+            }
         }
     }
 }
@@ -231,11 +264,11 @@ struct Attempt<B: Backend> {
 }
 
 impl<B: Backend> Attempt<B> {
-    fn end(mut self, outcome: Result<(B::Connection, Duration), (SharedError, Refusal)>) {
+    fn end(mut self, outcome: Result<Dialed<B>, (SharedError, Refusal)>) {
         self.ended = true;
         if let Some(pool) = self.pool.upgrade() {
             match outcome {
-                Ok((connection, took)) => pool.dialed(connection, took),
+                Ok(dialed) => pool.dialed(dialed),
                 Err((error, refusal)) => pool.dial_failed(&error, refusal),
             }
         }

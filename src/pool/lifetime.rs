@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use crate::backend::Lost;
 use crate::config::Settings;
-use crate::gate::holds::{Holder, SlowClock, millis};
+use crate::gate::holds::{At, Held, Holder, SlowClock, millis};
 
 /// Sweeps look often enough that a lifetime is kept to within a twentieth, and at rest as seldom as this.
 const RARELY: Duration = Duration::from_secs(30);
@@ -16,6 +17,7 @@ const JITTER: f64 = 0.1;
 pub(crate) struct Pooled<C> {
     pub connection: C,
     pub holder: Holder,
+    pub lost: Lost,
     uses: u64,
     /// Milliseconds of the gate's life.
     expires: u64,
@@ -24,6 +26,16 @@ pub(crate) struct Pooled<C> {
 impl<C> Pooled<C> {
     pub fn is_over(&self, clock: &SlowClock) -> bool {
         self.expires <= clock.read()
+    }
+}
+
+impl<C> Held for Box<Pooled<C>> {
+    fn begin_hold(&mut self, at: At) {
+        self.holder.begin_hold(at);
+    }
+
+    fn end_hold(&self) {
+        self.holder.end_hold();
     }
 }
 
@@ -40,13 +52,20 @@ impl Lifetime {
     }
 
     /// A new connection's life begins. `draw` is uniform in `[0, 1)`.
-    pub fn begin<C>(&self, connection: C, holder: Holder, clock: &SlowClock, draw: f64) -> Pooled<C> {
+    pub fn begin<C>(
+        &self,
+        connection: C,
+        lost: Lost,
+        holder: Holder,
+        clock: &SlowClock,
+        draw: f64,
+    ) -> Pooled<C> {
         clock.look();
         let expires = match self.longest {
             Some(lifetime) => clock.read() + millis(lifetime.mul_f64(1.0 - JITTER * draw)),
             None => u64::MAX,
         };
-        Pooled { connection, holder, uses: 0, expires }
+        Pooled { connection, holder, lost, uses: 0, expires }
     }
 
     /// Counts one use. True when it was the last.

@@ -13,7 +13,6 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use http::Extensions;
-use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant as Clock, timeout_at};
@@ -75,7 +74,6 @@ pub(crate) struct Inner<B: Backend> {
     lifetime: Lifetime,
     /// Notified whenever a connection was opened, could not be opened, or is gone.
     changed: Notify,
-    runtime: Handle,
     this: Weak<Self>,
 }
 
@@ -134,7 +132,7 @@ impl<B: Backend> AdaptivePool<B> {
         if let Some(item) = taken.take_if(|item| inner.state_of(item) == ConnectionState::Ready) {
             return Ok(Connection::new(item, inner, terms, at));
         }
-        let mut acquiring = Acquiring::new(&inner.gate, &inner.slots, terms);
+        let mut acquiring = Acquiring::new(&inner.gate, &inner.slots, terms, at);
         if let Some(item) = taken {
             acquiring.resume(Entry::Granted(Grant { item, unproven: false }));
         }
@@ -172,6 +170,7 @@ impl<B: Backend> AdaptivePool<B> {
 
     pub(crate) fn try_acquire_at(&self, terms: Terms, at: At) -> Result<Connection<B>, AcquireError> {
         let inner = &self.inner;
+        inner.gate.revive();
         let mut entry = inner.slots.try_enter(|| inner.gate.holds().clock.look().into_std());
         loop {
             match entry {
@@ -205,6 +204,7 @@ impl<B: Backend> AdaptivePool<B> {
         let mut deadline = after(Clock::now(), limit);
         let mut most = 0;
         loop {
+            inner.gate.revive();
             let changed = inner.changed.notified();
             let counts = inner.slots.counts();
             let open = counts.open();
@@ -254,7 +254,7 @@ impl<B: Backend> AdaptivePool<B> {
     pub(crate) fn start(builder: Builder<B>) -> Result<Self, ConfigError> {
         let (settings, backend, runtime) = builder.checked()?;
         let slots = Slots::new(settings.bounds(), Keeps::Reserve);
-        let gate = Gate::new(&settings, slots.published.clone());
+        let gate = Gate::new(&settings, slots.published.clone(), runtime);
         let inner = Arc::new_cyclic(|this| Inner {
             gate: gate.clone(),
             slots,
@@ -262,12 +262,10 @@ impl<B: Backend> AdaptivePool<B> {
             dialing: Dialing::new(&settings),
             lifetime: Lifetime::new(&settings),
             changed: Notify::new(),
-            runtime: runtime.clone(),
             this: this.clone(),
         });
         let idle_timeout = Some(settings.idle_timeout);
-        start_driver(&runtime, &gate, &inner, settings.controller.into_controller(), idle_timeout);
-        inner.reconcile();
+        start_driver(&gate, &inner, settings.controller.into_controller(), idle_timeout);
         Ok(Self { inner })
     }
 }
@@ -275,7 +273,15 @@ impl<B: Backend> AdaptivePool<B> {
 impl<B: Backend> Inner<B> {
     /// How a connection is. One that its backend cannot even tell of is of no more use.
     fn state_of(&self, item: &Item<B>) -> ConnectionState {
+        if item.lost.is_lost() {
+            return ConnectionState::Dead;
+        }
         guarded(|| self.backend.state(&item.connection)).unwrap_or(ConnectionState::Dead)
+    }
+
+    /// Closes what the server has ended and nobody holds. No user code runs under the lock: the place has said so.
+    fn close_lost(&self) {
+        self.slots.close_idle_if(|item| item.lost.is_lost());
     }
 
     /// Something changed that the driver may not see: it rests while nothing is acquired.
@@ -301,7 +307,7 @@ impl<B: Backend> PlaceOwner for Inner<B> {
     }
 
     fn connection_lost(&self) {
-        self.slots.close_idle_if(|item| self.state_of(item) == ConnectionState::Dead);
+        self.close_lost();
         self.reconcile();
     }
 

@@ -235,7 +235,11 @@ impl Trial {
         let queries = end.queries;
         assert_eq!(queries.started, queries.ok + queries.failed + queries.timed_out + queries.cancelled);
         let refusal = format!("too many connections for role \"{}\"", self.db.role);
-        assert_eq!(self.db.server.count_in_log(&refusal), 0, "{}", self.db.server.log());
+        let log = self.db.server.log();
+        // The socket of a killed process is closed before the server has buried it: one dial may come in between.
+        let (before, log) = log.split_once("was terminated by signal 9").unwrap_or(("", &log));
+        let refused = (before.matches(&refusal).count(), log.matches(&refusal).count());
+        assert!(refused.0 <= 1 && refused.1 == 0, "{refused:?} {before} {log}");
         assert!((1..=MAX_SIZE as i64).contains(&peak), "the server was looked at, and counted {peak}");
         assert!(seen.longest_wait < ACQUIRE_TIMEOUT + LATE, "waited {:?}", seen.longest_wait);
         assert!(seen.longest_query < QUERY_TIMEOUT + LATE, "a query took {:?}", seen.longest_query);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
+use std::panic::Location;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, Weak};
@@ -16,6 +17,7 @@ use crate::backend::{Place, PlaceOwner};
 use crate::error::SharedError;
 use crate::gate::acquire::Wait;
 use crate::gate::counts::{Bounds, Counts};
+use crate::gate::holds::{At, Held};
 use crate::gate::ledger::Acquires;
 use crate::gate::permits::{Entry, Keeps, Leave};
 use crate::gate::queue::{Answer, Grant, Key, Times};
@@ -36,6 +38,12 @@ pub(super) struct Server {
     /// Shuttle's: others have their turn while a connection closes.
     open: shuttle::sync::atomic::AtomicUsize,
     most_open: AtomicUsize,
+}
+
+impl Held for Conn {
+    fn begin_hold(&mut self, _: At) {}
+
+    fn end_hold(&self) {}
 }
 
 impl Drop for Conn {
@@ -144,7 +152,7 @@ impl Pool {
         let may_wait = !matches!(caller, Caller::Tries);
         // Before or after what `no_dial_before` says, and never past already.
         let deadline = self.now + Duration::from_secs(thread_rng().gen_range(1..3));
-        let enter = || self.slots.enter(Waker::noop(), Class::High, Times { now: self.now, deadline });
+        let enter = || self.slots.enter(Waker::noop(), Class::High, self.until(deadline));
         let mut entry = match self.slots.take(Class::High) {
             Some(item) => Entry::Granted(Grant { item, unproven: false }),
             None if may_wait => enter(),
@@ -168,7 +176,7 @@ impl Pool {
                 assert!(self.held.lock().unwrap().insert(conn.id), "{} has two holders", conn.id);
                 return Some(conn);
             }
-            let waits = may_wait.then_some((Class::High, Times { now: self.now, deadline }));
+            let waits = may_wait.then_some((Class::High, self.until(deadline)));
             entry = self.slots.reject(conn, waits, || self.now);
             self.fill();
         }
@@ -225,6 +233,10 @@ impl Pool {
         write(&mut self.told.lock().unwrap());
     }
 
+    fn until(&self, deadline: Instant) -> Times {
+        Times { now: self.now, deadline, at: Location::caller() }
+    }
+
     fn refused(&self, write: impl FnOnce(&mut Acquires)) -> Option<Conn> {
         self.tell(write);
         None
@@ -234,6 +246,7 @@ impl Pool {
         self.refused(|told| match why {
             Leave::TimedOut => told.timed_out += 1,
             Leave::Cancelled => told.cancelled += 1,
+            Leave::Failed => told.failed += 1,
         })
     }
 

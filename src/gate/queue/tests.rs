@@ -3,6 +3,7 @@
 use super::*;
 use proptest::prelude::*;
 use std::collections::VecDeque;
+use std::panic::Location;
 use std::time::Duration;
 
 #[derive(Clone, Debug)]
@@ -18,6 +19,17 @@ enum Op {
     AnswerLast,
     /// Leaves from the place that many from the front, answered ones included.
     Leave(usize),
+}
+
+impl Held for u32 {
+    fn begin_hold(&mut self, _: At) {}
+
+    fn end_hold(&self) {}
+}
+
+#[test]
+fn a_waiter_fits_into_a_line_of_the_cache() {
+    assert!(size_of::<Waiter<Box<u32>>>() <= 64, "{} bytes", size_of::<Waiter<Box<u32>>>());
 }
 
 fn class() -> impl Strategy<Value = Class> {
@@ -57,7 +69,7 @@ proptest! {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
         // All of them come at the start.
-        let times = |due| Times { now: start, deadline: at(due) };
+        let times = |due| Times { now: start, deadline: at(due), at: Location::caller() };
         let patience = |due: u64| (due / 20).clamp(20, 1_000);
         // In the order in which they are to be served.
         let mut line: VecDeque<(Key, u64, usize)> = VecDeque::new();
