@@ -16,7 +16,7 @@ use crate::backend::Backend;
 use crate::error::AcquireError;
 #[cfg(feature = "postgres")]
 use crate::error::QueryError;
-use crate::layer::refusal;
+use crate::error::response::refusal;
 use crate::pool::{AdaptivePool, Connection};
 use crate::terms::Terms;
 

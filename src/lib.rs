@@ -110,7 +110,7 @@ pub use config::{Builder, ConfigError, ControllerChoice, LimitOnly, Problem};
 pub use error::{AcquireError, AcquireTimeout, DrainTimeout, Hold, NotReady, SharedError, Shed, ShedReason};
 pub use gate::ledger::{Acquires, Admissions, Queries};
 pub use gate::limiter::{Limiter, Permit};
-pub use gate::{DryRun, Gate, Snapshot, SnapshotWatch, Verdict, WeakGate};
+pub use gate::{DryRun, Gate, GateHandle, Snapshot, SnapshotWatch, Verdict, WeakGate};
 pub use law::{Controller, Decision, PaidGrowth, QueueDepth, Reason, Sample};
 pub use layer::{
     AdaptivePoolLayer, AdaptivePoolService, Classify, ProblemJson, Respond, ResponseFuture, StatusOnly,

@@ -9,9 +9,11 @@ mod drain;
 mod driver;
 mod dry_run;
 mod hand_on;
+mod handle;
 pub(crate) mod holds;
 #[cfg(test)]
 mod interleavings;
+mod layered;
 pub(crate) mod ledger;
 pub(crate) mod limiter;
 mod load;
@@ -41,7 +43,9 @@ pub(crate) use drain::drain;
 pub(crate) use driver::start as start_driver;
 pub use dry_run::DryRun;
 use dry_run::DryRunLedger;
+pub use handle::GateHandle;
 use holds::Holds;
+use layered::Layered;
 use ledger::{AdmissionLedger, QueryLedger};
 use load::{Advice, Mix, RetryBudget};
 use plant::Plant;
@@ -70,6 +74,7 @@ struct Inner {
     queries: QueryLedger,
     mix: Mix,
     retry_budget: RetryBudget,
+    layered: Layered,
     advice: Advice,
     holds: Holds,
     dial_failures: AtomicU64,
@@ -100,6 +105,7 @@ impl Gate {
             queries: QueryLedger::default(),
             mix: Mix::default(),
             retry_budget: RetryBudget::default(),
+            layered: Layered::default(),
             advice: Advice::default(),
             holds: Holds::new(settings.leak_warning_after),
             dial_failures: AtomicU64::new(0),

@@ -26,7 +26,7 @@ use crate::gate::holds::At;
 use crate::gate::permits::{Entry, Keeps};
 use crate::gate::queue::Grant;
 use crate::gate::slots::Slots;
-use crate::gate::{Acquiring, Gate, Snapshot, SnapshotWatch, Span, drain, guarded, start_driver};
+use crate::gate::{Acquiring, Gate, GateHandle, Snapshot, SnapshotWatch, Span, drain, guarded, start_driver};
 use crate::observe::{Event, ShedBy};
 use crate::terms::{Terms, after};
 
@@ -36,8 +36,8 @@ use lifetime::{Lifetime, Pooled};
 
 /// A pool of connections that finds how many of them to use at once, up to `max_size`.
 ///
-/// Cheap to clone; every clone is the same pool. When the last clone and the last [`Connection`] are gone, the idle
-/// connections close.
+/// Cheap to clone; every clone is the same pool. When the last clone, the last [`Connection`] and the last layer made from it
+/// are gone, the idle connections close.
 ///
 /// ```no_run
 /// # #[cfg(feature = "postgres")]
@@ -334,6 +334,12 @@ impl<B: Backend> Clone for AdaptivePool<B> {
 impl<B: Backend> From<AdaptivePool<B>> for Gate {
     fn from(pool: AdaptivePool<B>) -> Self {
         pool.inner.gate.clone()
+    }
+}
+
+impl<B: Backend> From<AdaptivePool<B>> for GateHandle {
+    fn from(pool: AdaptivePool<B>) -> Self {
+        Self::new(pool.gate().clone(), pool)
     }
 }
 
