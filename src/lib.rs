@@ -53,6 +53,8 @@
 //! - [`AdaptivePoolLayer`]: asks the gate about each request, on its [`Terms`]: its [`Class`] and its [`Deadline`].
 //! - [`Controller`]: the law that moves the limit: how many connections may be in use at once. [`PaidGrowth`] is the default, [`QueueDepth`] the simpler one.
 //! - [`sizing`]: what to begin with; `AdaptivePool::preflight` compares it with what PostgreSQL allows.
+//! - [`AcquireError`] and `QueryError` are responses: an `http::Response` of any body by `From`, and with the features `axum` and
+//!   `tonic` what a handler may fail with.
 //! - [`Observer`]: is told each [`Event`]; [`Otel`] speaks OpenTelemetry.
 //!
 //! # Invariants
@@ -76,7 +78,7 @@
 //!
 //! # Features
 //!
-//! `postgres` (default), `axum`, `deadpool` (the adapter), `tracing`.
+//! `postgres` (default), `axum`, `deadpool` (the adapter), `tonic` (the errors as a `tonic::Status`), `tracing`.
 //!
 //! # Reading order
 //!
@@ -102,6 +104,8 @@ pub mod axum;
 pub mod deadpool;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+#[cfg(feature = "tonic")]
+mod tonic;
 
 #[cfg(feature = "deadpool")]
 pub use self::deadpool::Deadpool;
