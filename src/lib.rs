@@ -93,6 +93,7 @@ mod error;
 mod gate;
 mod law;
 mod layer;
+mod linger;
 mod observe;
 mod pool;
 pub mod sizing;
@@ -120,6 +121,7 @@ pub use layer::{
     AdaptivePoolLayer, AdaptivePoolService, Classify, ProblemJson, Respond, ResponseFuture, StatusOnly,
     Unclassed,
 };
+pub use linger::LingeringClose;
 #[cfg(feature = "tracing")]
 pub use observe::Tracing;
 pub use observe::{Event, Observer, Otel, ServerInfo, ShedBy};
