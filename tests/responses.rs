@@ -4,7 +4,6 @@ mod support;
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::header::{CACHE_CONTROL, RETRY_AFTER};
 use http::{Request, Response, StatusCode};
@@ -75,7 +74,7 @@ fn a_query_error_is_a_response_by_itself_and_says_nothing_to_strangers() {
 
     let failed = "port=secret".parse::<tokio_postgres::Config>().unwrap_err();
     for (error, status) in [
-        (QueryError::Timeout(Duration::from_secs(1)), StatusCode::GATEWAY_TIMEOUT),
+        (QueryError::Timeout(std::time::Duration::from_secs(1)), StatusCode::GATEWAY_TIMEOUT),
         (QueryError::NoRow, StatusCode::INTERNAL_SERVER_ERROR),
         (QueryError::from(failed), StatusCode::INTERNAL_SERVER_ERROR),
     ] {
