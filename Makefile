@@ -50,7 +50,7 @@ check: ## formatting, lints, documentation, each feature alone, the oldest compi
 	cargo clippy --all-targets --all-features -- -D warnings
 	cargo clippy --all-features $(MORE) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --all-features
-	@set -e; for feature in "" postgres axum deadpool tracing; do \
+	@set -e; for feature in "" postgres axum deadpool tonic tracing; do \
 		echo "cargo clippy --lib, with no feature but '$$feature'"; \
 		cargo clippy --lib --no-default-features --features "$$feature" -- -D warnings; \
 	done

@@ -54,7 +54,18 @@ fn admitted(group: &mut BenchmarkGroup<'_, WallTime>, task: &OneTask) {
 
     let limiter = Limiter::builder().build().expect("a limiter");
     measure(group, task, "adaptive", &AdaptivePoolLayer::new(limiter.clone()).layer(bare()));
-    let classed = AdaptivePoolLayer::new(limiter.clone())
+    // More than one service is behind this one's layer, as in a router: its requests are marked.
+    let routes = Limiter::builder().build().expect("a limiter");
+    let [routed, _other] = [(); 2].map(|()| AdaptivePoolLayer::new(routes.clone()).layer(bare()));
+    let with_an_extension = || {
+        let mut request = Request::new(());
+        request.extensions_mut().insert(());
+        request
+    };
+    measure_with(group, task, "bare_with_extension", &bare(), with_an_extension);
+    measure_with(group, task, "adaptive_routed", &routed, with_an_extension);
+    let classes = Limiter::builder().build().expect("a limiter");
+    let classed = AdaptivePoolLayer::new(classes)
         .with_classifier(|request: &Request<()>| match request.uri().path() {
             "/" => Class::Critical,
             _ => Class::High,

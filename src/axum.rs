@@ -9,14 +9,12 @@ use std::panic::Location;
 use axum_core::extract::{FromRef, FromRequestParts};
 use axum_core::response::{IntoResponse, Response};
 use http::StatusCode;
-use http::header::{CACHE_CONTROL, HeaderValue, RETRY_AFTER};
 use http::request::Parts;
 
 use crate::backend::Backend;
 use crate::error::AcquireError;
 #[cfg(feature = "postgres")]
 use crate::error::QueryError;
-use crate::layer::refusal;
 use crate::pool::{AdaptivePool, Connection};
 use crate::terms::Terms;
 
@@ -74,7 +72,7 @@ where
 /// for another reason (refused, closed, no database under `fail_fast`), 500 for a query that failed.
 ///
 /// The reason is also in the response's extensions: a [`Shed`](crate::Shed) for a refusal, the [`AcquireError`] for every
-/// connection that was not had.
+/// connection that was not had. Without axum each of the two errors becomes an `http::Response` of any body by `From`.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -90,12 +88,9 @@ impl Error {
     #[must_use]
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::Acquire(AcquireError::Timeout(_)) => StatusCode::GATEWAY_TIMEOUT,
-            Self::Acquire(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Acquire(error) => error.status(),
             #[cfg(feature = "postgres")]
-            Self::Query(error) if error.is_timeout() => StatusCode::GATEWAY_TIMEOUT,
-            #[cfg(feature = "postgres")]
-            Self::Query(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Query(error) => error.status(),
         }
     }
 }
@@ -103,29 +98,11 @@ impl Error {
 impl IntoResponse for Error {
     /// No body: what a database says is for the logs, not for strangers.
     fn into_response(self) -> Response {
-        if let Self::Acquire(AcquireError::Shed(shed)) = &self {
-            let mut response = refusal(shed, ()).map(|()| axum_core::body::Body::empty());
-            response.extensions_mut().insert(*shed);
-            response.extensions_mut().insert(AcquireError::Shed(*shed));
-            return response;
-        }
-        let status = self.status();
-        let mut response = status.into_response();
-        let headers = response.headers_mut();
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            // Closed here, or no database: another instance, or this one after its next dial, may serve.
-            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
-        }
-        let reason = match self {
-            Self::Acquire(error) => Some(error),
+        match self {
+            Self::Acquire(error) => error.into(),
             #[cfg(feature = "postgres")]
-            Self::Query(_) => None,
-        };
-        if let Some(reason) = reason {
-            response.extensions_mut().insert(reason);
+            Self::Query(error) => error.into(),
         }
-        response
     }
 }
 

@@ -13,6 +13,7 @@ use crate::terms::Class;
 pub(crate) mod query;
 #[cfg(feature = "postgres")]
 pub use query::QueryError;
+pub(crate) mod response;
 
 /// A backend's error, shared: one failed dial can answer several waiters.
 pub type SharedError = Arc<dyn Error + Send + Sync + 'static>;

@@ -53,6 +53,8 @@
 //! - [`AdaptivePoolLayer`]: asks the gate about each request, on its [`Terms`]: its [`Class`] and its [`Deadline`].
 //! - [`Controller`]: the law that moves the limit: how many connections may be in use at once. [`PaidGrowth`] is the default, [`QueueDepth`] the simpler one.
 //! - [`sizing`]: what to begin with; `AdaptivePool::preflight` compares it with what PostgreSQL allows.
+//! - [`AcquireError`] and `QueryError` are responses: an `http::Response` of any body by `From`, and with the features `axum` and
+//!   `tonic` what a handler may fail with.
 //! - [`Observer`]: is told each [`Event`]; [`Otel`] speaks OpenTelemetry.
 //!
 //! # Invariants
@@ -76,7 +78,7 @@
 //!
 //! # Features
 //!
-//! `postgres` (default), `axum`, `deadpool` (the adapter), `tracing`.
+//! `postgres` (default), `axum`, `deadpool` (the adapter), `tonic` (the errors as a `tonic::Status`), `tracing`.
 //!
 //! # Reading order
 //!
@@ -91,6 +93,7 @@ mod error;
 mod gate;
 mod law;
 mod layer;
+mod linger;
 mod observe;
 mod pool;
 pub mod sizing;
@@ -102,6 +105,8 @@ pub mod axum;
 pub mod deadpool;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+#[cfg(feature = "tonic")]
+mod tonic;
 
 #[cfg(feature = "deadpool")]
 pub use self::deadpool::Deadpool;
@@ -110,12 +115,13 @@ pub use config::{Builder, ConfigError, ControllerChoice, LimitOnly, Problem};
 pub use error::{AcquireError, AcquireTimeout, DrainTimeout, Hold, NotReady, SharedError, Shed, ShedReason};
 pub use gate::ledger::{Acquires, Admissions, Queries};
 pub use gate::limiter::{Limiter, Permit};
-pub use gate::{DryRun, Gate, Snapshot, SnapshotWatch, Verdict, WeakGate};
+pub use gate::{DryRun, Gate, GateHandle, Snapshot, SnapshotWatch, Verdict, WeakGate};
 pub use law::{Controller, Decision, PaidGrowth, QueueDepth, Reason, Sample};
 pub use layer::{
     AdaptivePoolLayer, AdaptivePoolService, Classify, ProblemJson, Respond, ResponseFuture, StatusOnly,
     Unclassed,
 };
+pub use linger::LingeringClose;
 #[cfg(feature = "tracing")]
 pub use observe::Tracing;
 pub use observe::{Event, Observer, Otel, ServerInfo, ShedBy};

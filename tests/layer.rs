@@ -13,15 +13,17 @@ use axum::{Router, body::Body, routing::get};
 use futures_util::FutureExt;
 use http::{
     Request, Response, StatusCode,
-    header::{CACHE_CONTROL, RETRY_AFTER},
+    header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER},
 };
 use support::{
     eventually,
     line::{Pending, assert_ledgers_add_up, begin, line_up, one_permit, poll_once},
+    sim::Sim,
 };
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_adaptive_pool::{
-    AdaptivePoolLayer, AdaptivePoolService, Admissions, Limiter, Shed, ShedReason, StatusOnly,
+    AdaptivePool, AdaptivePoolLayer, AdaptivePoolService, Admissions, Class, Classify, Limiter, Respond,
+    Shed, ShedReason, StatusOnly, Terms,
 };
 use tower_test::mock;
 
@@ -239,8 +241,8 @@ async fn admission_is_decided_in_call_and_never_waits() {
 
 #[tokio::test(start_paused = true)]
 async fn any_closure_can_make_the_refusal() {
-    #[derive(Debug, PartialEq)]
-    struct Text(String); // no Default: the responder makes it
+    #[derive(Debug, Default, PartialEq)]
+    struct Text(String);
 
     let limiter = one_permit(1, 1);
     let _held = limiter.try_acquire().unwrap();
@@ -261,15 +263,157 @@ async fn any_closure_can_make_the_refusal() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_layer_whose_limiter_is_gone_refuses() {
+async fn a_layer_that_was_given_the_last_handle_keeps_its_limiter_and_a_drain_still_ends_it() {
     let limiter = one_permit(1, 1);
-    let mut service = behind(&limiter);
+    let layer = AdaptivePoolLayer::new(limiter.clone());
+    let mut service = layer.clone().layer(Serving);
+    drop((layer, limiter.clone()));
+    assert_eq!(answer(&mut service).status(), StatusCode::OK);
+    limiter.drain(DEADLINE).await.unwrap();
+    assert_eq!(answer(&mut service).extensions().get::<Shed>().unwrap().reason, ShedReason::Draining);
+
+    let mut service = AdaptivePoolLayer::new(one_permit(1, 1)).layer(Serving);
+    for _ in 0..3 {
+        tokio::time::sleep(DEADLINE).await;
+        assert_eq!(answer(&mut service).status(), StatusCode::OK);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_was_given_the_last_handle_keeps_its_pool_and_closes_it_with_the_last_service() {
+    let sim = Sim::default();
+    let pool = AdaptivePool::builder(sim.clone()).fixed_size(3).build().unwrap();
+    pool.ready().await.unwrap();
+    let layer = AdaptivePoolLayer::new(pool);
+    let mut service = layer.layer(Serving);
+    drop(layer);
+    assert_eq!(answer(&mut service).status(), StatusCode::OK);
+    assert_eq!(sim.open(), 3);
+    drop(service);
+    eventually(DEADLINE, async || sim.open() == 0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_was_given_a_gate_alone_refuses_when_its_limiter_is_gone() {
+    let limiter = one_permit(1, 1);
+    let mut service = AdaptivePoolLayer::new(limiter.gate().clone()).layer(Serving);
     assert_eq!(answer(&mut service).status(), StatusCode::OK);
     drop(limiter);
     let refused = answer(&mut service);
     assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(refused.extensions().get::<Shed>().unwrap().reason, ShedReason::Draining);
     assert!(retry_after(&refused) >= 1);
+}
+
+/// A limiter that refuses everything.
+async fn drained() -> Limiter {
+    let limiter = one_permit(1, 1);
+    limiter.drain(DEADLINE).await.unwrap();
+    limiter
+}
+
+fn text() -> impl Service<Request<()>, Response = Response<String>, Error = Infallible, Future: Send> + Clone
+{
+    service_fn(async |_: Request<()>| Ok(Response::new(String::from("served"))))
+}
+
+/// A responder and a classifier of types of their own, with faults.
+#[derive(Clone)]
+struct Faulty;
+
+impl Respond<String> for Faulty {
+    fn respond(&self, _: &Shed) -> Response<String> {
+        panic!("the responder's own fault")
+    }
+
+    fn empty(&self) -> String {
+        String::new()
+    }
+}
+
+impl Classify<()> for Faulty {
+    fn classify(&self, _: &Request<()>) -> Option<Class> {
+        panic!("the classifier's own fault")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_responder_that_panics_costs_its_answer_and_its_refusal_is_counted() {
+    let limiter = drained().await;
+    let closure = |_: &Shed| -> Response<String> { panic!("the responder's own fault") };
+    let layer = AdaptivePoolLayer::new(limiter.clone());
+    let answers = [
+        answer(&mut layer.clone().with_responder(closure).layer(text())),
+        answer(&mut layer.with_responder(Faulty).layer(text())),
+    ];
+    for response in answers {
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(
+            (response.headers().len(), &response.headers()[CACHE_CONTROL]),
+            (1, &"no-store".parse().unwrap())
+        );
+        assert_eq!(response.body(), "");
+        assert_eq!(response.extensions().get::<Shed>().unwrap().reason, ShedReason::Draining);
+    }
+    let seen = limiter.gate().snapshot();
+    assert_eq!((seen.admissions.arrivals, seen.admissions.shed), (2, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_classifier_of_any_type_that_panics_says_nothing_and_its_request_is_counted() {
+    let limiter = one_permit(9, 9);
+    let tell = service_fn(async |request: Request<()>| {
+        Ok::<_, Infallible>(Response::new(Terms::of(request.extensions())))
+    });
+    let mut service = AdaptivePoolLayer::new(limiter.clone()).with_classifier(Faulty).layer(tell);
+    assert_eq!(answer(&mut service).body(), &Terms::default());
+    let mut request = Request::new(());
+    request.extensions_mut().insert(Class::Critical);
+    let Ok(told) = service.call(request).await;
+    assert_eq!(told.body().class, Class::Critical, "what others have said");
+    assert_eq!(limiter.gate().snapshot().admissions.admitted, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_grpcs_own_content_types_are_answered_as_grpc_and_never_with_a_body() {
+    async fn refuse<R: Respond<String> + Clone>(layer: AdaptivePoolLayer<R>, kind: &str) -> Response<String> {
+        let request = Request::post("/").header(CONTENT_TYPE, kind).body(()).unwrap();
+        let Ok(response) = layer.layer(text()).call(request).await;
+        response
+    }
+    let layer = AdaptivePoolLayer::new(drained().await);
+    let busy = layer.clone().with_responder(|shed: &Shed| {
+        let mut response = Response::new(format!("busy: {shed}"));
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        response.headers_mut().insert("x-ours", "1".parse().unwrap());
+        response
+    });
+    for kind in [
+        "application/grpc",
+        "application/grpc+proto",
+        "application/grpc+json",
+        "application/grpc; charset=utf-8",
+        "application/grpc-web",
+        "application/grpc-web+proto",
+        "application/grpc-web-text",
+        "application/grpc-web-text+proto",
+    ] {
+        let answers = [refuse(layer.clone(), kind).await, refuse(busy.clone(), kind).await];
+        for response in answers {
+            assert_eq!((response.status(), response.body().as_str()), (StatusCode::OK, ""), "{kind}");
+            assert_eq!(
+                (&response.headers()["grpc-status"], response.headers().len()),
+                (&"14".parse().unwrap(), 4)
+            );
+            assert_eq!(response.headers()[CONTENT_TYPE], kind);
+        }
+    }
+    for kind in ["application/grpcx", "application/grpc-", "application/grpc-webx", "application/json"] {
+        let response = refuse(busy.clone(), kind).await;
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE, "{kind}");
+        assert_eq!(response.headers()["x-ours"], "1");
+        assert!(response.headers().get("grpc-status").is_none() && response.body().starts_with("busy: "));
+    }
 }
 
 /// A handler that holds a permit for ever.

@@ -16,7 +16,7 @@ use super::holds::{At, Held, Holder};
 use super::permits::{Entry, Keeps};
 use super::plant::HasSlots;
 use super::slots::Slots;
-use super::{Gate, driver};
+use super::{Gate, GateHandle, driver};
 use crate::backend::{Place, PlaceOwner};
 use crate::config::{Builder, ConfigError, LimitOnly};
 use crate::error::{AcquireError, DrainTimeout, ShedReason};
@@ -202,6 +202,12 @@ impl Limiter {
 impl From<Limiter> for Gate {
     fn from(limiter: Limiter) -> Self {
         limiter.inner.gate.clone()
+    }
+}
+
+impl From<Limiter> for GateHandle {
+    fn from(limiter: Limiter) -> Self {
+        Self::new(limiter.gate().clone(), limiter)
     }
 }
 

@@ -9,10 +9,12 @@ mod drain;
 mod driver;
 mod dry_run;
 mod hand_on;
+mod handle;
 pub(crate) mod holds;
 pub(crate) mod home;
 #[cfg(test)]
 mod interleavings;
+mod layered;
 pub(crate) mod ledger;
 pub(crate) mod limiter;
 mod load;
@@ -44,8 +46,10 @@ pub(crate) use drain::drain;
 pub(crate) use driver::start as start_driver;
 pub use dry_run::DryRun;
 use dry_run::DryRunLedger;
+pub use handle::GateHandle;
 use holds::Holds;
 use home::Home;
+use layered::Layered;
 use ledger::{AdmissionLedger, QueryLedger};
 use load::{Advice, Mix, RetryBudget};
 use plant::Plant;
@@ -74,6 +78,7 @@ struct Inner {
     queries: QueryLedger,
     mix: Mix,
     retry_budget: RetryBudget,
+    layered: Layered,
     advice: Advice,
     holds: Holds,
     home: Home,
@@ -105,6 +110,7 @@ impl Gate {
             queries: QueryLedger::default(),
             mix: Mix::default(),
             retry_budget: RetryBudget::default(),
+            layered: Layered::default(),
             advice: Advice::default(),
             holds: Holds::new(settings.leak_warning_after),
             home: Home::new(runtime),

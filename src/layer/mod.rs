@@ -1,6 +1,7 @@
 //! The layer: decides on each request before any work is done, synchronously, in `call`.
 
 mod classify;
+mod decided;
 mod future;
 mod headers;
 mod response;
@@ -13,12 +14,10 @@ use std::sync::Arc;
 use tower_layer::Layer;
 
 use crate::config::ConfigError;
-use crate::gate::Gate;
+use crate::gate::GateHandle;
 
 pub use classify::{Classify, Unclassed};
 pub use future::ResponseFuture;
-#[cfg(feature = "axum")]
-pub(crate) use response::refusal;
 pub use response::{ProblemJson, Respond, StatusOnly};
 pub use service::AdaptivePoolService;
 
@@ -28,9 +27,12 @@ use service::Asking;
 /// Puts a gate in front of a service: what cannot be served in time is answered at once.
 ///
 /// Every service made by this layer, by a clone of it, or by another layer over the same pool asks the same gate: a
-/// router that calls `layer` once for each route still has one queue.
+/// router that calls `layer` once for each route still has one queue. A request that passes two layers over the same pool, as
+/// in nested routers, is judged and counted once, by the outer one: its class and its deadline hold, and the inner one can
+/// only find an earlier deadline. Layers over two pools know nothing of each other's verdicts.
 ///
-/// It does not keep the pool alive: once the last handle on that is dropped, everything is refused.
+/// Made from a pool or a limiter, it and its services keep that alive; made from a [`Gate`](crate::Gate) they do not, and refuse
+/// everything as [`Draining`](crate::ShedReason::Draining) once its pool is gone.
 ///
 /// The service's error type is unchanged, and it needs neither `Clone` nor a box.
 ///
@@ -54,7 +56,7 @@ pub struct AdaptivePoolLayer<R = StatusOnly, C = Unclassed> {
 
 impl AdaptivePoolLayer {
     /// A layer that asks the gate of this pool or limiter, and refuses with a 503 that has headers only.
-    pub fn new(gate: impl Into<Gate>) -> Self {
+    pub fn new(gate: impl Into<GateHandle>) -> Self {
         let (responder, classifier) = (StatusOnly::default(), Unclassed::default());
         let asking = Asking { gate: gate.into(), responder, classifier, headers: None, pool_status: false };
         Self { asking }
@@ -62,7 +64,8 @@ impl AdaptivePoolLayer {
 }
 
 impl<R, C> AdaptivePoolLayer<R, C> {
-    /// The same layer with another response to a refusal: [`ProblemJson`], or any `Fn(&Shed) -> http::Response<_>`.
+    /// The same layer with another response to a refusal: [`ProblemJson`], any `Fn(&Shed) -> http::Response<_>` whose body has a
+    /// `Default`, or a [`Respond`]. Should it panic, the answer is 500. gRPC calls are answered without it.
     #[must_use]
     pub fn with_responder<N>(self, responder: N) -> AdaptivePoolLayer<N, C> {
         let Asking { gate, classifier, headers, pool_status, .. } = self.asking;
@@ -73,7 +76,7 @@ impl<R, C> AdaptivePoolLayer<R, C> {
     /// are served first, if their handlers acquire with [`acquire_for`](crate::AdaptivePool::acquire_for), as `Db` does.
     ///
     /// A classifier is any `Fn(&http::Request<B>) -> Class`, or a [`Classify`]. Should it panic, its request is served as one
-    /// of the default class.
+    /// that it knows nothing of.
     ///
     /// ```
     /// # use http::{Method, Request};

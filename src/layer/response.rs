@@ -1,28 +1,32 @@
 //! What a refusal looks like over HTTP.
 
 use std::fmt::Write;
-use std::sync::LazyLock;
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderName, HeaderValue, Response, StatusCode};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
 use crate::error::Shed;
+use crate::error::response::{discreet, push_back, refusal};
 
-/// Makes the response to a refusal. Implemented by [`StatusOnly`], [`ProblemJson`] and every `Fn(&Shed) -> Response<B>`.
+/// Makes the response to a refusal. Implemented by [`StatusOnly`], [`ProblemJson`] and every `Fn(&Shed) -> Response<B>` whose body
+/// has a `Default`.
 pub trait Respond<B> {
-    /// The response.
+    /// The response to a request that is no gRPC call. Should this panic, the answer is 500.
     fn respond(&self, shed: &Shed) -> Response<B>;
 
-    /// The response to a gRPC call (a request whose content type begins with `application/grpc`): status 200, and the
-    /// refusal in its headers, with the body of [`respond`](Self::respond), which should be empty.
-    fn respond_grpc(&self, shed: &Shed) -> Response<B> {
-        grpc_refusal(shed, self.respond(shed).into_body())
-    }
+    /// A body with nothing in it: of the answer to a gRPC call, which is in its headers, and of a 500.
+    fn empty(&self) -> B;
 }
 
 /// 503 Service Unavailable with `Retry-After` in whole seconds (RFC 9110 §10.2.3) and `Cache-Control: no-store`, and
-/// no body. A gRPC call gets `grpc-status: 14` (UNAVAILABLE) and `grpc-retry-pushback-ms`.
+/// no body.
+///
+/// Whatever the responder, a gRPC call gets the status 200 with `grpc-status: 14` (UNAVAILABLE), the reason's code as
+/// `grpc-message`, `grpc-retry-pushback-ms`, and no body ("Trailers-Only"). It is told by its content type, which the answer has
+/// too: `application/grpc` or gRPC-Web's `application/grpc-web` and `application/grpc-web-text`, alone, with a subtype
+/// (`+proto`, `+json`, `+` and any other), with parameters (`; charset=utf-8`). Whatever else begins like them is no gRPC.
+/// A browser's client reads those headers where CORS exposes them.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct StatusOnly {}
@@ -30,6 +34,10 @@ pub struct StatusOnly {}
 impl<B: Default> Respond<B> for StatusOnly {
     fn respond(&self, shed: &Shed) -> Response<B> {
         refusal(shed, B::default())
+    }
+
+    fn empty(&self) -> B {
+        B::default()
     }
 }
 
@@ -71,47 +79,90 @@ impl<B: From<Bytes>> Respond<B> for ProblemJson {
         response
     }
 
-    fn respond_grpc(&self, shed: &Shed) -> Response<B> {
-        grpc_refusal(shed, Bytes::new().into())
+    fn empty(&self) -> B {
+        Bytes::new().into()
     }
 }
 
-impl<B, F: Fn(&Shed) -> Response<B>> Respond<B> for F {
+impl<B: Default, F: Fn(&Shed) -> Response<B>> Respond<B> for F {
     fn respond(&self, shed: &Shed) -> Response<B> {
         self(shed)
     }
+
+    fn empty(&self) -> B {
+        B::default()
+    }
 }
 
-/// The seconds that a refusal may speak of, as headers: made once, so that a refusal under load makes none.
-static SECONDS: LazyLock<Vec<HeaderValue>> = LazyLock::new(|| (0u64..=120).map(HeaderValue::from).collect());
-
-fn seconds(shed: &Shed) -> HeaderValue {
-    let seconds = shed.retry_after.as_secs();
-    let known = usize::try_from(seconds).ok().and_then(|seconds| SECONDS.get(seconds));
-    known.map_or_else(|| HeaderValue::from(seconds), Clone::clone)
+/// The answer where a responder panicked.
+pub(super) fn broken<B>(body: B) -> Response<B> {
+    discreet(StatusCode::INTERNAL_SERVER_ERROR, None, body)
 }
 
-/// A 503 with the headers that go with it.
-pub(crate) fn refusal<B>(shed: &Shed, body: B) -> Response<B> {
-    let mut response = Response::new(body);
-    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-    let headers = response.headers_mut();
-    headers.insert(RETRY_AFTER, seconds(shed));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
+/// The content type of a request that is a gRPC call, or one of gRPC-Web.
+pub(super) fn grpc_kind(headers: &HeaderMap) -> Option<&HeaderValue> {
+    headers.get(CONTENT_TYPE).filter(|kind| is_grpc(kind.as_bytes()))
 }
 
-/// gRPC's «Trailers-Only» response: what else would come after the body is in the headers.
-fn grpc_refusal<B>(shed: &Shed, body: B) -> Response<B> {
+/// `application/grpc`, `-web` or `-web-text`, and then a subtype, parameters, or nothing.
+fn is_grpc(kind: &[u8]) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    let Some((begins, rest)) = kind.split_at_checked(GRPC.len()) else { return false };
+    let end = rest.iter().position(|byte| matches!(byte, b'+' | b';' | b' ' | b'\t')).unwrap_or(rest.len());
+    let variants: [&[u8]; 3] = [b"", b"-web", b"-web-text"];
+    begins.eq_ignore_ascii_case(GRPC)
+        && variants.iter().any(|variant| rest[..end].eq_ignore_ascii_case(variant))
+}
+
+/// gRPC's "Trailers-Only" response: what else would come after the body is in the headers.
+pub(super) fn grpc_refusal<B>(shed: &Shed, kind: &HeaderValue, body: B) -> Response<B> {
     const STATUS: HeaderName = HeaderName::from_static("grpc-status");
     const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
-    const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
     const UNAVAILABLE: HeaderValue = HeaderValue::from_static("14");
     let mut response = Response::new(body);
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(CONTENT_TYPE, kind.clone());
     headers.insert(STATUS, UNAVAILABLE);
     headers.insert(MESSAGE, HeaderValue::from_static(shed.reason.code()));
-    headers.insert(PUSHBACK, HeaderValue::from(shed.retry_after.as_millis() as u64));
+    push_back(headers, shed.retry_after);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_grpcs_own_content_types_are_grpc() {
+        let grpc = [
+            "application/grpc",
+            "application/grpc+proto",
+            "application/grpc+json",
+            "application/grpc+thrift",
+            "application/grpc;charset=utf-8",
+            "application/grpc ; charset=utf-8",
+            "application/grpc+proto; charset=utf-8",
+            "Application/gRPC+Proto",
+            "application/grpc-web",
+            "application/grpc-web+proto",
+            "application/grpc-web-text",
+            "application/grpc-web-text+proto",
+        ];
+        let others = [
+            "",
+            "application/json",
+            "application/grp",
+            "application/grpcx",
+            "application/grpc.v2",
+            "application/grpc-",
+            "application/grpc-webx",
+            "application/grpc-web-",
+            "application/grpc-web-textx",
+            "application/grpc-other+proto",
+            "text/plain; application/grpc",
+        ];
+        assert!(grpc.iter().all(|kind| is_grpc(kind.as_bytes())));
+        let taken: Vec<_> = others.iter().filter(|kind| is_grpc(kind.as_bytes())).collect();
+        assert!(taken.is_empty(), "{taken:?}");
+    }
 }

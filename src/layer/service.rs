@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{Request, Response};
 use tower_service::Service;
 
+use super::decided::mark;
 use super::headers::Headers;
+use super::response::{broken, grpc_kind, grpc_refusal};
 use super::{Classify, Respond, ResponseFuture, StatusOnly, Unclassed};
-use crate::gate::{Attempt, Gate, Verdict};
+use crate::error::Shed;
+use crate::gate::{Attempt, GateHandle, Verdict, guarded};
 use crate::terms::{Class, Terms};
 
 /// Asks the gate about each request and passes on what is admitted. Made by
@@ -23,7 +25,7 @@ pub struct AdaptivePoolService<S, R = StatusOnly, C = Unclassed> {
 /// How a layer and its services ask, and answer.
 #[derive(Clone)]
 pub(super) struct Asking<R, C> {
-    pub gate: Gate,
+    pub gate: GateHandle,
     pub responder: R,
     pub classifier: C,
     /// Shared, and only there where headers are looked at: a service may be cloned for each request.
@@ -33,11 +35,29 @@ pub(super) struct Asking<R, C> {
 
 impl<S, R, C> AdaptivePoolService<S, R, C> {
     pub(super) fn new(inner: S, asking: Asking<R, C>) -> Self {
+        asking.gate.gate().layered();
         Self { inner, asking }
     }
 }
 
 impl<R, C> Asking<R, C> {
+    /// The verdict on a request. A layer further out, over the same gate, may have let it in already: then it is neither
+    /// judged nor counted again, keeps its class, and can only get an earlier deadline.
+    fn decide<B>(&self, request: &mut Request<B>) -> Verdict
+    where
+        C: Classify<B>,
+    {
+        let gate = self.gate.gate();
+        if gate.layered_number().is_none_or(|number| mark(request.extensions_mut(), number)) {
+            let (terms, attempt) = self.terms(request);
+            return gate.decide(terms, attempt);
+        }
+        let given = Terms::of(request.extensions());
+        let deadline = self.headers.as_ref().and_then(|headers| headers.deadline(request.headers()));
+        put(request, given, given.until(deadline));
+        Verdict::Admit
+    }
+
     /// A request's class and deadline, from its extensions, its headers and the classifier. What was found out is put into
     /// its extensions, for those who acquire for it.
     fn terms<B>(&self, request: &mut Request<B>) -> (Terms, Option<Attempt>)
@@ -45,39 +65,51 @@ impl<R, C> Asking<R, C> {
         C: Classify<B>,
     {
         let given = Terms::of(request.extensions());
-        let mut terms = given;
-        if let Some(class) = self.classifier.classify(request) {
-            terms.class = class;
-        }
+        let class = guarded(|| self.classifier.classify(request)).flatten();
+        let mut terms = Terms { class: class.unwrap_or(given.class), ..given };
         let mut attempt = None;
         if let Some(headers) = &self.headers {
             terms = terms.until(headers.deadline(request.headers()));
-            // A layer further out may have seen the retry already: once is enough.
-            if request.extensions().get::<SeenAsRetry>().is_none() {
-                attempt = headers.attempt(request.headers());
-            }
+            attempt = headers.attempt(request.headers());
             if attempt == Some(Attempt::Retry) {
-                terms.class = terms.class.lowered();
-                request.extensions_mut().insert(SeenAsRetry);
+                let seen = request.extensions_mut().insert(SeenAsRetry).is_some();
+                // A layer over another gate has lowered the class that it found: once is enough.
+                if class.is_some() || !seen {
+                    terms.class = terms.class.lowered();
+                }
             }
         }
-        if terms != given {
-            // Both are in the terms now; what is put in after this is newer, and counts.
-            request.extensions_mut().remove::<Class>();
-            request.extensions_mut().insert(terms);
-        }
+        put(request, given, terms);
         (terms, attempt)
+    }
+
+    /// The response to a refusal. Where the responder panics, 500.
+    fn refuse<B, Body>(&self, request: &Request<B>, shed: Shed) -> Response<Body>
+    where
+        R: Respond<Body>,
+    {
+        let responder = &self.responder;
+        let mut response = match grpc_kind(request.headers()) {
+            None => guarded(|| responder.respond(&shed)).unwrap_or_else(|| broken(responder.empty())),
+            Some(kind) => grpc_refusal(&shed, kind, responder.empty()),
+        };
+        response.extensions_mut().insert(shed);
+        response
+    }
+}
+
+/// Puts what was found out into a request's extensions, if it is something new.
+fn put<B>(request: &mut Request<B>, given: Terms, terms: Terms) {
+    if terms != given {
+        // Both are in the terms now; what is put in after this is newer, and counts.
+        request.extensions_mut().remove::<Class>();
+        request.extensions_mut().insert(terms);
     }
 }
 
 /// In a request's extensions: it was lowered as a retry.
 #[derive(Clone, Copy, Debug)]
 struct SeenAsRetry;
-
-/// As gRPC over HTTP/2 tells its calls from other requests.
-fn grpc_kind(headers: &HeaderMap) -> Option<&HeaderValue> {
-    headers.get(CONTENT_TYPE).filter(|kind| kind.as_bytes().starts_with(b"application/grpc"))
-}
 
 impl<S, R, C, B, Body> Service<Request<B>> for AdaptivePoolService<S, R, C>
 where
@@ -96,23 +128,11 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let asking = &self.asking;
-        let (terms, attempt) = asking.terms(&mut request);
-        let status = asking.pool_status.then(|| asking.gate.clone());
-        match asking.gate.decide(terms, attempt) {
+        let verdict = asking.decide(&mut request);
+        let status = asking.pool_status.then(|| asking.gate.gate().clone());
+        match verdict {
             Verdict::Admit => ResponseFuture::inner(self.inner.call(request), status),
-            Verdict::Shed(shed) => {
-                let responder = &asking.responder;
-                let mut response = match grpc_kind(request.headers()) {
-                    None => responder.respond(&shed),
-                    Some(kind) => {
-                        let mut response = responder.respond_grpc(&shed);
-                        response.headers_mut().insert(CONTENT_TYPE, kind.clone());
-                        response
-                    }
-                };
-                response.extensions_mut().insert(shed);
-                ResponseFuture::shed(response, status)
-            }
+            Verdict::Shed(shed) => ResponseFuture::shed(asking.refuse(&request, shed), status),
         }
     }
 }
@@ -120,7 +140,7 @@ where
 impl<R, C> std::fmt::Debug for Asking<R, C> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Asking")
-            .field("gate", &self.gate)
+            .field("gate", self.gate.gate())
             .field("headers", &self.headers)
             .finish_non_exhaustive()
     }

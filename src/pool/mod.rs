@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant as Clock, timeout_at};
 
-use crate::backend::{Backend, ConnectionState, PlaceOwner};
+use crate::backend::{Backend, ConnectionState};
 use crate::config::{Builder, ConfigError};
 use crate::error::{AcquireError, DrainTimeout, NotReady, ShedReason};
 use crate::gate::counts::Counts;
@@ -25,8 +25,8 @@ use crate::gate::holds::At;
 use crate::gate::permits::{Entry, Keeps};
 use crate::gate::queue::Grant;
 use crate::gate::slots::Slots;
-use crate::gate::{Acquiring, Gate, Snapshot, SnapshotWatch, Span, drain, guarded, start_driver};
-use crate::observe::{Event, ShedBy};
+use crate::gate::{Acquiring, Gate, GateHandle, Snapshot, SnapshotWatch, Span, drain, guarded, start_driver};
+use crate::observe::ShedBy;
 use crate::terms::{Terms, after};
 
 pub use connection::Connection;
@@ -35,8 +35,8 @@ use lifetime::{Lifetime, Pooled};
 
 /// A pool of connections that finds how many of them to use at once, up to `max_size`.
 ///
-/// Cheap to clone; every clone is the same pool. When the last clone and the last [`Connection`] are gone, the idle
-/// connections close.
+/// Cheap to clone; every clone is the same pool. When the last clone, the last [`Connection`] and the last layer made from it
+/// are gone, the idle connections close.
 ///
 /// ```no_run
 /// # #[cfg(feature = "postgres")]
@@ -279,11 +279,6 @@ impl<B: Backend> Inner<B> {
         guarded(|| self.backend.state(&item.connection)).unwrap_or(ConnectionState::Dead)
     }
 
-    /// Closes what the server has ended and nobody holds. No user code runs under the lock: the place has said so.
-    fn close_lost(&self) {
-        self.slots.close_idle_if(|item| item.lost.is_lost());
-    }
-
     /// Something changed that the driver may not see: it rests while nothing is acquired.
     fn tell(&self) {
         self.changed.notify_waiters();
@@ -296,29 +291,6 @@ impl<B: Backend> Inner<B> {
         let entry = self.slots.reject(dead, waits, || Clock::now().into_std());
         self.reconcile();
         entry
-    }
-}
-
-impl<B: Backend> PlaceOwner for Inner<B> {
-    fn place_freed(&self) {
-        self.slots.free_place();
-        self.reconcile();
-        self.tell();
-    }
-
-    fn connection_lost(&self) {
-        self.close_lost();
-        self.reconcile();
-    }
-
-    fn place_written_off(&self) {
-        self.gate.wrote_off();
-        self.gate.observe(|| Event::WrittenOff {});
-    }
-
-    #[cfg(feature = "postgres")]
-    fn setting_refused(&self, name: &str, why: &str) {
-        self.gate.observe(|| Event::SettingRefused { name, why });
     }
 }
 
@@ -340,6 +312,12 @@ impl<B: Backend> Clone for AdaptivePool<B> {
 impl<B: Backend> From<AdaptivePool<B>> for Gate {
     fn from(pool: AdaptivePool<B>) -> Self {
         pool.inner.gate.clone()
+    }
+}
+
+impl<B: Backend> From<AdaptivePool<B>> for GateHandle {
+    fn from(pool: AdaptivePool<B>) -> Self {
+        Self::new(pool.gate().clone(), pool)
     }
 }
 
