@@ -99,6 +99,7 @@ fn terms(class: Class, deadline: Option<u64>) -> Terms {
 /// An acquire, and when it must have ended.
 struct Wait {
     acquire: Pin<Box<dyn Future<Output = Result<Connection<Sim>, AcquireError>>>>,
+    class: Class,
     until: Instant,
     /// When it was first polled after that, and went on: from a check to its place in the queue, say.
     late: Option<Instant>,
@@ -194,7 +195,7 @@ impl Model {
                 self.told.started += 1;
                 let longest = ACQUIRE_TIMEOUT.min(Duration::from_millis(deadline.unwrap_or(u64::MAX)));
                 let acquire = Box::pin(async move { pool.acquire_with(terms).await });
-                self.waits.push(Wait { acquire, until: Instant::now() + longest, late: None });
+                self.waits.push(Wait { acquire, class, until: Instant::now() + longest, late: None });
                 self.poll(self.waits.len() - 1);
             }
             Op::TryAcquire => {
@@ -287,7 +288,7 @@ impl Model {
     }
 
     fn poll(&mut self, at: usize) {
-        let Wait { acquire, until, late } = &mut self.waits[at];
+        let Wait { acquire, until, late, .. } = &mut self.waits[at];
         let outcome = acquire.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         let now = Instant::now();
         if outcome.is_pending() && now > *until {
@@ -327,7 +328,10 @@ impl Model {
         let expired = terms.deadline.is_some_and(|deadline| deadline.remaining().is_zero());
         match self.pool.gate().admit_with(terms) {
             Verdict::Admit => {
-                let open = seen.queue_depth < seen.hard_cap && !self.draining && !expired;
+                // A full queue is open to a higher class than the lowest that waits.
+                let room =
+                    seen.queue_depth < seen.hard_cap || self.waits.iter().any(|wait| wait.class > class);
+                let open = room && !self.draining && !expired;
                 assert!(open || class == Class::Exempt);
                 self.told.admitted += 1;
             }

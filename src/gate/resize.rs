@@ -146,19 +146,20 @@ impl<T: Held> Slots<T> {
         (old, next)
     }
 
-    /// Closes the free connections of which `dead` is true. They are replaced where limit or `min_size` ask for it.
+    /// Closes the free connections of which `dead` is true, and shows each to `closing` before it is dropped. They are replaced
+    /// where limit or `min_size` ask for it.
     ///
     /// `dead` runs under the lock: no code of a user's.
-    pub fn close_idle_if(&self, dead: impl Fn(&T) -> bool) {
-        self.close_those(|free| dead(&free.item));
+    pub fn close_idle_if(&self, dead: impl Fn(&T) -> bool, closing: impl Fn(&T)) {
+        self.close_those(|free| dead(&free.item)).iter().for_each(|free| closing(&free.item));
     }
 
     /// Closes what has been free for so long that it would be checked, as [`close_idle_if`](Self::close_idle_if) does.
     pub fn close_unproven(&self) {
-        self.close_those(|free| free.unproven);
+        drop(self.close_those(|free| free.unproven));
     }
 
-    fn close_those(&self, condemned: impl Fn(&Free<T>) -> bool) {
+    fn close_those(&self, condemned: impl Fn(&Free<T>) -> bool) -> Vec<Free<T>> {
         let mut closing = Vec::new();
         let mut state = self.lock();
         for _ in 0..state.free.len() {
@@ -170,8 +171,7 @@ impl<T: Held> Slots<T> {
             }
         }
         self.publish(&state);
-        drop(state);
-        drop(closing);
+        closing
     }
 
     /// Refuses new acquires from now on; those who wait are still served.

@@ -137,6 +137,7 @@ where
             | Event::Dialed { .. }
             | Event::DialFailed { .. }
             | Event::IdleClosed { .. }
+            | Event::DyingYoung {}
             | Event::WrittenOff {}
             | Event::SettingRefused { .. } => {}
         }

@@ -63,6 +63,9 @@ impl Observer for Tracing {
             Event::HeldForLong { hold } => {
                 tracing::warn!(pool, held = ?hold.held, acquired_at = %hold.acquired_at, "connection held for long: leaked?");
             }
+            Event::DyingYoung {} => {
+                tracing::warn!(pool, "connections end before they are used: opened again ever more slowly");
+            }
             Event::WrittenOff {} => {
                 tracing::error!(pool, "connection written off: the server was not heard from");
             }

@@ -114,7 +114,9 @@ impl<B: Backend> Drop for Connection<B> {
 
 impl<B: Backend> Inner<B> {
     fn give_back(&self, mut item: Item<B>, since: Option<Instant>) {
-        if self.lifetime.used_up(&mut item, &self.gate.holds().clock) {
+        let is_over = self.lifetime.used_up(&mut item, &self.gate.holds().clock);
+        self.used(&item);
+        if is_over {
             return self.discard(item);
         }
         if self.slots.release(item, since.map(|since| since.elapsed()), || Instant::now().into_std()) {

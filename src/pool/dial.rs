@@ -2,12 +2,13 @@
 
 use std::error::Error;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::Inner;
+use super::{Inner, Item};
 use crate::backend::{Backend, Lost, Place, Refusal};
 use crate::config::Settings;
 use crate::error::SharedError;
@@ -21,6 +22,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 /// The longest pause: a database that is back is noticed within a third of a second.
 const LONGEST_PAUSE: Duration = Duration::from_millis(300);
 
+/// At so many deaths of unused connections in a row it is told: one or two are chance.
+const TOLD: u32 = 3;
+
 /// Between two dials while the server is full: asking costs it a process each time.
 const FULL_PAUSE: Duration = Duration::from_secs(1);
 /// Between two dials while it rejects us: hammering with a wrong password locks accounts.
@@ -32,6 +36,8 @@ pub(super) struct Dialing {
     timeout: Duration,
     fail_fast: bool,
     state: Mutex<State>,
+    /// Connections have died young, and none has been used since.
+    wary: AtomicBool,
 }
 
 struct State {
@@ -39,6 +45,8 @@ struct State {
     dialers: usize,
     /// Failures since the last success.
     failures: u32,
+    /// Connections that died young since one was used.
+    died_young: u32,
     not_before: Instant,
     last_error: Option<SharedError>,
     /// The last dial was refused for a reason that waiting does not mend.
@@ -47,13 +55,20 @@ struct State {
 
 impl Dialing {
     pub fn new(settings: &Settings) -> Self {
-        let state =
-            State { dialers: 0, failures: 0, not_before: Instant::now(), last_error: None, rejected: false };
+        let state = State {
+            dialers: 0,
+            failures: 0,
+            died_young: 0,
+            not_before: Instant::now(),
+            last_error: None,
+            rejected: false,
+        };
         Self {
             at_once: settings.max_dialing,
             timeout: settings.dial_timeout,
             fail_fast: settings.fail_fast,
             state: Mutex::new(state),
+            wary: AtomicBool::new(false),
         }
     }
 
@@ -75,10 +90,14 @@ impl Dialing {
         if counts.open() == 0 { self.last_error() } else { None }
     }
 
-    /// Returns what the last error was, to be dropped outside of the lock.
-    fn succeeded(&self) -> Option<SharedError> {
+    /// Returns what the last error was, to be dropped outside of the lock. Where connections die young the next dial waits
+    /// for what becomes of this one.
+    fn succeeded(&self, draw: f64) -> Option<SharedError> {
         let mut state = self.lock();
         state.failures = 0;
+        if state.died_young >= TOLD {
+            state.not_before = Instant::now() + pause(Refusal::Away, state.died_young, draw);
+        }
         state.rejected = false;
         state.last_error.take()
     }
@@ -92,15 +111,36 @@ impl Dialing {
         (state.not_before, state.last_error.replace(error.clone()))
     }
 
+    /// A connection ended that nobody had used: the next dial waits as after a failed one. Deaths before it has begun count as
+    /// one. True when it is time to tell.
+    fn died_young(&self, draw: f64) -> bool {
+        let mut state = self.lock();
+        let now = Instant::now();
+        if state.died_young < TOLD && now < state.not_before {
+            return false;
+        }
+        self.wary.store(true, Relaxed);
+        state.died_young = state.died_young.saturating_add(1);
+        state.not_before = state.not_before.max(now + pause(Refusal::Away, state.died_young, draw));
+        state.died_young == TOLD
+    }
+
+    /// A connection was used: what is opened lives.
+    fn lives(&self) {
+        if self.wary.swap(false, Relaxed) {
+            self.lock().died_young = 0;
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
-    /// While dials fail one dialer probes; the others would only hammer.
+    /// While dials fail, or what they bring dies at once, one dialer probes; the others would only hammer.
     fn allowed(&self, at_once: usize) -> usize {
-        if self.failures > 0 { 1 } else { at_once }
+        if self.failures > 0 || self.died_young >= TOLD { 1 } else { at_once }
     }
 }
 
@@ -142,6 +182,22 @@ impl<B: Backend> Inner<B> {
         self.dialing.lock().not_before
     }
 
+    /// A connection has died that nobody holds, or that nobody could use.
+    pub(super) fn died(&self, item: &Item<B>) {
+        let clock = &self.gate.holds().clock;
+        clock.look();
+        if item.is_young(clock) && self.dialing.died_young(self.gate.draw()) {
+            self.gate.observe(|| Event::DyingYoung {});
+        }
+    }
+
+    /// A connection comes back from its use.
+    pub(super) fn used(&self, item: &Item<B>) {
+        if item.was_used_once() && self.dialing.wary.load(Relaxed) {
+            self.dialing.lives();
+        }
+    }
+
     /// Uses no more than what is open, or about to be by other dials, for now: the controller may ask again, and the dials are a
     /// second apart.
     fn stay(&self) {
@@ -154,7 +210,7 @@ impl<B: Backend> Inner<B> {
     }
 
     fn dialed(&self, Dialed { connection, lost, took }: Dialed<B>) {
-        drop(self.dialing.succeeded());
+        drop(self.dialing.succeeded(self.gate.draw()));
         let holds = self.gate.holds();
         let pooled =
             self.lifetime.begin(connection, lost.clone(), holds.join(), &holds.clock, self.gate.draw());

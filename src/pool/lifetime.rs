@@ -9,6 +9,9 @@ use crate::gate::holds::{At, Held, Holder, SlowClock, millis};
 /// Sweeps look often enough that a lifetime is kept to within a twentieth, and at rest as seldom as this.
 const RARELY: Duration = Duration::from_secs(30);
 const OFTEN: Duration = Duration::from_millis(100);
+/// A connection that ends unused within so many milliseconds has died young: longer than servers and middleboxes usually wait
+/// for a first query, shorter than they keep what is idle.
+const YOUNG: u64 = 10_000;
 /// The share of a lifetime that the draw decides: a fleet that started together does not reconnect together.
 const JITTER: f64 = 0.1;
 
@@ -19,13 +22,24 @@ pub(crate) struct Pooled<C> {
     pub holder: Holder,
     pub lost: Lost,
     uses: u64,
-    /// Milliseconds of the gate's life.
+    /// Milliseconds of the gate's life, like all times here.
+    opened: u64,
     expires: u64,
 }
 
 impl<C> Pooled<C> {
     pub fn is_over(&self, clock: &SlowClock) -> bool {
         self.expires <= clock.read()
+    }
+
+    /// Whether it ends, if it ends now, before anybody has used it, and soon: what ended it may end the next one too.
+    pub fn is_young(&self, clock: &SlowClock) -> bool {
+        self.uses == 0 && clock.read() < self.opened + YOUNG
+    }
+
+    /// Whether it has just been used for the first time.
+    pub fn was_used_once(&self) -> bool {
+        self.uses == 1
     }
 }
 
@@ -61,11 +75,12 @@ impl Lifetime {
         draw: f64,
     ) -> Pooled<C> {
         clock.look();
+        let opened = clock.read();
         let expires = match self.longest {
-            Some(lifetime) => clock.read() + millis(lifetime.mul_f64(1.0 - JITTER * draw)),
+            Some(lifetime) => opened + millis(lifetime.mul_f64(1.0 - JITTER * draw)),
             None => u64::MAX,
         };
-        Pooled { connection, holder, lost, uses: 0, expires }
+        Pooled { connection, holder, lost, uses: 0, opened, expires }
     }
 
     /// Counts one use. True when it was the last.

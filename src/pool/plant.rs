@@ -22,7 +22,7 @@ impl<B: Backend> HasSlots for Inner<B> {
     fn close_old(&self) {
         let clock = &self.gate.holds().clock;
         clock.look();
-        self.slots.close_idle_if(|item| item.is_over(clock));
+        self.slots.close_idle_if(|item| item.is_over(clock), |_| {});
         self.reconcile();
     }
 
@@ -34,7 +34,7 @@ impl<B: Backend> HasSlots for Inner<B> {
 impl<B: Backend> Inner<B> {
     /// Closes what the server has ended and nobody holds. No user code runs under the lock: the place has said so.
     pub(super) fn close_lost(&self) {
-        self.slots.close_idle_if(|item| item.lost.is_lost());
+        self.slots.close_idle_if(|item| item.lost.is_lost(), |item| self.died(item));
     }
 }
 

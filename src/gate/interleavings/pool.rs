@@ -288,7 +288,7 @@ impl PlaceOwner for Pool {
     }
 
     fn connection_lost(&self) {
-        self.slots.close_idle_if(|conn| conn.dead.load(Relaxed));
+        self.slots.close_idle_if(|conn| conn.dead.load(Relaxed), |_| {});
         self.fill();
     }
 
