@@ -167,7 +167,7 @@ fn tick(gate: &Gate, plant: &dyn Plant, controller: &mut dyn Controller, last: &
         gate.observe(|| Event::HeldForLong { hold });
     }
     let counts = plant.sample(now.into_std());
-    let (dial_failures, failures) = (gate.dial_failures(), counts.failures.wrapping_add(gate.failed_uses()));
+    let (dial_failures, failures) = (gate.dial_failures(), gate.failed_uses());
     let shed = gate.inner.admissions.read().shed;
     // In a dry run the way down is looked at too.
     let (min_limit, base_limit) =
