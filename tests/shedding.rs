@@ -307,6 +307,36 @@ async fn nothing_is_refused_while_a_permit_is_idle_or_fewer_wait_than_there_are_
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_higher_classes_took_before_a_rest_is_not_held_against_the_lower() {
+    let limiter = Limiter::builder().fixed_size(10).seed(5).build().unwrap();
+    let ask = |class: Class| {
+        let (limiter, refused) = (limiter.clone(), verdict(&limiter, class));
+        if refused.is_none() {
+            tokio::spawn(async move {
+                let _permit = limiter.acquire_with(class).await.unwrap();
+                sleep(ms(10)).await;
+            });
+        }
+        refused
+    };
+    for rest in [60_000, 40] {
+        // As many as ten permits of 10 ms can serve.
+        for _ in 0..4_000 {
+            let _ = ask(Class::High);
+            sleep(ms(1)).await;
+        }
+        eventually(DEADLINE, async || limiter.gate().snapshot().in_use == 0).await;
+        sleep(ms(rest)).await;
+        for number in 0..40 {
+            assert_eq!(ask(Class::Low), None, "the {number}th after a rest of {rest} ms");
+            tokio::task::yield_now().await;
+        }
+        eventually(DEADLINE, async || limiter.gate().snapshot().in_use == 0).await;
+    }
+    assert_ledgers_add_up(&limiter.gate().snapshot());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_permit_that_is_given_back_at_once_does_not_hide_how_long_others_are_held() {
     let limiter = one_permit(500, 1_000);
     drop(limiter.try_acquire().unwrap());

@@ -104,7 +104,7 @@ impl Gate {
             queries: QueryLedger::default(),
             mix: Mix::default(),
             retry_budget: RetryBudget::default(),
-            advice: Advice::default(),
+            advice: Advice::new(settings.max_retry_after),
             holds: Holds::new(settings.leak_warning_after),
             home: Home::new(runtime),
             dial_failures: AtomicU64::new(0),
