@@ -70,18 +70,18 @@ fn p99(runtime: &tokio::runtime::Runtime, limiter: &Limiter) -> Duration {
         })
     };
     let service = AdaptivePoolLayer::new(limiter.clone()).layer(handler);
+    // From here and not by the runtime's timers, which are only good to a millisecond.
+    let (mut due, mut answers) = (Instant::now(), Vec::new());
+    for _ in 0..ROUND.as_nanos() / BETWEEN.as_nanos() {
+        due += BETWEEN;
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+        let mut service = service.clone();
+        answers.push(runtime.spawn(async move {
+            let _ = black_box(service.call(Request::new(())).await);
+            due.elapsed() // the wait for a core, and for a worker, included
+        }));
+    }
     let mut latencies = runtime.block_on(async {
-        let mut ticks = tokio::time::interval(BETWEEN);
-        let mut answers = Vec::new();
-        for _ in 0..ROUND.as_nanos() / BETWEEN.as_nanos() {
-            ticks.tick().await;
-            let mut service = service.clone();
-            answers.push(tokio::spawn(async move {
-                let asked = Instant::now(); // not before: the wait for a worker is left out
-                let _ = black_box(service.call(Request::new(())).await);
-                asked.elapsed()
-            }));
-        }
         let mut latencies = Vec::with_capacity(answers.len());
         for answer in answers {
             latencies.push(answer.await.expect("an answer"));

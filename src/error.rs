@@ -26,7 +26,8 @@ pub type SharedError = Arc<dyn Error + Send + Sync + 'static>;
 pub struct Shed {
     /// Why.
     pub reason: ShedReason,
-    /// How long until it pays to come back: whole seconds, 1 to 120, with a jitter of its own for each refusal.
+    /// How long until it pays to come back: whole seconds, from 1 to `max_retry_after`, with a jitter of its own for each
+    /// refusal.
     pub retry_after: Duration,
     /// Waiters at that moment.
     pub queue_depth: usize,

@@ -20,8 +20,9 @@ use tower_adaptive_pool::{
 /// Where a child prints what `build()` said.
 const SAID: &str = "build said: ";
 /// The environment variables of the issue and their kin.
-const IN_MILLISECONDS: [(&str, &str); 5] = [
+const IN_MILLISECONDS: [(&str, &str); 6] = [
     ("POOL_ACQUIRE_TIMEOUT_MS", "acquire_timeout"),
+    ("POOL_MAX_RETRY_AFTER_MS", "max_retry_after"),
     ("POOL_DIAL_TIMEOUT_MS", "dial_timeout"),
     ("POOL_IDLE_TIMEOUT_MS", "idle_timeout"),
     ("POOL_SCALE_COOLDOWN_MS", "cooldown"),
@@ -75,6 +76,7 @@ async fn every_bad_setting_is_named_with_its_value_and_what_would_be_right() {
         (builder().soft_cap(300), "soft_cap (300) is over hard_cap (200)"),
         (builder().hard_cap(0), "hard_cap (0) must be at least 1 waiter"),
         (builder().acquire_timeout(Duration::ZERO), "acquire_timeout (0 s) must be longer than zero"),
+        (builder().max_retry_after(Duration::ZERO), "max_retry_after (0 s) must be longer than zero"),
         (builder().dial_timeout(Duration::ZERO), "dial_timeout (0 s) must be longer than zero"),
         (builder().idle_timeout(Duration::ZERO), "idle_timeout (0 s) must be longer than zero"),
         (builder().max_dialing(0), "max_dialing (0) must be at least 1 dial at once"),

@@ -11,8 +11,9 @@ use tower_adaptive_pool::{AdaptivePool, Builder, Limiter, PaidGrowth, QueueDepth
 
 type Set = fn(Builder<Sim>, Duration) -> Builder<Sim>;
 
-const SETTINGS: [(&str, Set); 9] = [
+const SETTINGS: [(&str, Set); 10] = [
     ("acquire_timeout", |builder, time| builder.acquire_timeout(time)),
+    ("max_retry_after", |builder, time| builder.max_retry_after(time)),
     ("dial_timeout", |builder, time| builder.dial_timeout(time)),
     ("idle_timeout", |builder, time| builder.idle_timeout(time)),
     ("check_after", |builder, time| builder.check_after(time)),

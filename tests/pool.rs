@@ -1158,3 +1158,31 @@ async fn waiters_learn_at_once_that_no_dial_begins_within_their_time() {
     eventually(SOON, async || pool.acquire().await.is_ok()).await;
     assert_adds_up(&pool.snapshot().acquires);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_use_is_measured_though_its_connection_ends_with_it() {
+    let ends = [
+        ("used up", ConnectionState::Ready, ms(20)),
+        ("dead", ConnectionState::Dead, ms(20)),
+        // The round trip that would have settled it is a part of the hold.
+        ("unsettled", ConnectionState::Settle, ms(21)),
+    ];
+    for (how, end, use_time) in ends {
+        let sim = Sim::default();
+        let uses = if end == ConnectionState::Ready { 1 } else { 1_000 };
+        let pool = open(builder(&sim, 2, 2).max_uses(uses)).await;
+        for _ in 0..40 {
+            let held = pool.acquire().await.unwrap();
+            sleep(ms(20)).await;
+            held.set(end);
+            sim.go_down(end == ConnectionState::Settle);
+            drop(held);
+            // Time for the settling, and then for another connection.
+            sleep(ms(5)).await;
+            sim.go_down(false);
+        }
+        let seen = pool.snapshot();
+        assert_eq!(seen.use_time, Some(use_time), "{how}: after {} grants", seen.acquires.granted);
+        assert!(sim.dials() > 40, "{how}: {} dials", sim.dials());
+    }
+}

@@ -933,30 +933,58 @@ async fn a_commit_after_the_deadline_is_not_sent_and_the_transaction_is_rolled_b
     assert_eq!(connection.query("select * from t", &[]).await.unwrap().len(), 1);
 }
 
-/// Adds up the failures it is told of.
-struct Failures(Arc<AtomicU64>);
+/// Adds up the failures it is told of, and the completions.
+#[derive(Clone, Default)]
+struct Ends {
+    failures: Arc<AtomicU64>,
+    completions: Arc<AtomicU64>,
+}
 
-impl Controller for Failures {
+impl Controller for Ends {
     fn on_sample(&mut self, _: std::time::Instant, sample: &Sample) -> Decision {
-        self.0.fetch_add(sample.failures, Relaxed);
+        self.failures.fetch_add(sample.failures, Relaxed);
+        self.completions.fetch_add(sample.completions, Relaxed);
         Decision { limit: sample.limit, reason: Reason::Steady }
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_sick_server_answers_at_once_is_told_to_the_controller_as_failures() {
-    let (db, failures) = (Db::start().await, Arc::<AtomicU64>::default());
-    let pool = open(db.builder(|backend| backend).controller(Failures(failures.clone()))).await;
-    let connection = pool.acquire().await.unwrap();
+async fn a_use_that_a_sick_server_fails_is_told_to_the_controller_once() {
+    let (db, ends) = (Db::start().await, Ends::default());
+    let pool = open(db.builder(|backend| backend).controller(ends.clone())).await;
     let raise = |code: &str| format!("do $$ begin raise exception 'no' using errcode = '{code}'; end $$");
     // The application's own mistakes are work done; that a disk is full, or a server out of memory, is not.
-    for code in ["23505", "40001", "42P01", "53100", "53200", "58030"] {
-        assert!(connection.batch_execute(&raise(code)).await.is_err());
+    let sick: [&[&str]; 4] =
+        [&["23505", "40001", "42P01"], &["53100", "53200", "53300"], &["58030"], &["42P01"]];
+    for codes in sick {
+        let connection = pool.acquire().await.unwrap();
+        for code in codes {
+            assert!(connection.batch_execute(&raise(code)).await.is_err());
+        }
+        drop(connection);
     }
-    eventually(SOON, async || failures.load(Relaxed) >= 3).await;
+    // In a transaction, and told once more by its user.
+    let mut connection = pool.acquire().await.unwrap();
+    let transaction = connection.transaction().await.unwrap();
+    assert!(transaction.batch_execute(&raise("53200")).await.is_err());
+    drop(transaction);
+    connection.failed();
     drop(connection);
-    pool.drain(SOON).await.unwrap();
-    assert_eq!(failures.load(Relaxed), 3);
+    eventually(SOON, async || ends.completions.load(Relaxed) == 5).await;
+    assert_eq!(ends.failures.load(Relaxed), 3, "uses, not queries");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_use_through_raw_is_measured_though_its_connection_closes() {
+    let db = Db::start().await;
+    let pool = db.pool().await;
+    let mut connection = pool.acquire().await.unwrap();
+    let pid = pid(&connection).await;
+    connection.raw().batch_execute("select pg_sleep(0.03)").await.unwrap();
+    drop(connection);
+    eventually(SOON, async || pool.snapshot().use_time.is_some()).await;
+    assert!(pool.snapshot().use_time >= Some(Duration::from_millis(30)), "{:?}", pool.snapshot().use_time);
+    assert_ne!(crate::pid(&pool.acquire().await.unwrap()).await, pid, "it was closed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

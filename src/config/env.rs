@@ -20,6 +20,7 @@ impl<K> Builder<K> {
     /// | `POOL_SOFT_CAP` | `soft_cap` |
     /// | `POOL_QUEUE_THRESHOLD` | `hard_cap`: waiters past which 503s begin |
     /// | `POOL_ACQUIRE_TIMEOUT_MS` | `acquire_timeout` |
+    /// | `POOL_MAX_RETRY_AFTER_MS` | `max_retry_after` |
     /// | `POOL_SCALE_MULTIPLIER` | [`QueueDepth::grow_factor`] |
     /// | `POOL_SCALE_THRESHOLD` | [`QueueDepth::threshold`] |
     /// | `POOL_SCALE_COOLDOWN_MS` | [`QueueDepth::cooldown`] |
@@ -59,6 +60,7 @@ impl<K> Builder<K> {
             settings.soft_cap = Some(soft_cap);
         }
         vars.read_ms("POOL_ACQUIRE_TIMEOUT_MS", &mut settings.acquire_timeout);
+        vars.read_ms("POOL_MAX_RETRY_AFTER_MS", &mut settings.max_retry_after);
         vars.read_ms("POOL_DIAL_TIMEOUT_MS", &mut settings.dial_timeout);
         vars.read("POOL_MAX_DIALING", "a number of dials", &mut settings.max_dialing);
         vars.read_ms("POOL_IDLE_TIMEOUT_MS", &mut settings.idle_timeout);

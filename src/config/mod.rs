@@ -153,6 +153,13 @@ impl<K> Builder<K> {
         self
     }
 
+    /// The longest that anybody refused is told to stay away (`Retry-After`), in whole seconds: what is less than one is one, and
+    /// past two minutes a guess from the present queue says nothing any more. Default 15 s.
+    pub fn max_retry_after(mut self, longest: Duration) -> Self {
+        self.settings.max_retry_after = longest;
+        self
+    }
+
     /// Tells the observers, once, of whoever has held a connection for so long, and where it was acquired. `None` never.
     /// Default 60 s.
     pub fn leak_warning_after(mut self, bound: impl Into<Option<Duration>>) -> Self {

@@ -18,6 +18,7 @@ pub(crate) struct Settings {
     pub soft_cap: Option<usize>,
     pub hard_cap: usize,
     pub acquire_timeout: Duration,
+    pub max_retry_after: Duration,
     pub dial_timeout: Duration,
     pub max_dialing: usize,
     pub idle_timeout: Duration,
@@ -56,6 +57,8 @@ impl Default for Settings {
             hard_cap: 200,
             // Past two seconds people have reloaded the page, and the work would be done for nobody.
             acquire_timeout: Duration::from_secs(2),
+            // Past a quarter of a minute people have come back by themselves, or not at all; and few overloads are as long.
+            max_retry_after: Duration::from_secs(15),
             // A SCRAM handshake takes milliseconds; five seconds is a network that has lost packets.
             dial_timeout: Duration::from_secs(5),
             // More handshakes at once hardly open faster, and cost the running queries CPU.
@@ -115,6 +118,7 @@ impl Settings {
             problems.push(Problem::new("max_dialing", 0, "must be at least 1 dial at once"));
         }
         Problem::unless_positive(&mut problems, "acquire_timeout", self.acquire_timeout);
+        Problem::unless_positive(&mut problems, "max_retry_after", self.max_retry_after);
         Problem::unless_positive(&mut problems, "dial_timeout", self.dial_timeout);
         Problem::unless_positive(&mut problems, "idle_timeout", self.idle_timeout);
         if let Some(lifetime) = self.max_lifetime {

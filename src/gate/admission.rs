@@ -125,8 +125,8 @@ impl Gate {
     pub(super) fn refusal(&self, reason: ShedReason, queue_depth: usize, class: Class) -> Shed {
         let Inner { published, advice, .. } = &*self.inner;
         let capacity = published.occupancy().capacity;
-        let window = advice.window().max(Duration::from_secs(1)); // the driver may not have looked yet
-        let retry_after = retry_after(queue_depth, capacity, published.use_time(), window, self.draw());
+        let (use_time, window) = (published.use_time(), advice.window());
+        let retry_after = retry_after(queue_depth, capacity, use_time, window, self.draw());
         Shed { reason, retry_after, queue_depth, class }
     }
 

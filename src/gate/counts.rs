@@ -93,7 +93,6 @@ pub(crate) struct Counts {
     pub max_size: usize,
     pub hard_cap: usize,
     pub completions: u64,
-    pub failures: u64,
     pub use_time: Option<Duration>,
     pub acquires: Acquires,
     pub misses: u64,

@@ -41,8 +41,9 @@ impl Drop for Seat {
     }
 }
 
-/// Runs until the plant is gone. Parked while nothing is held or awaited and the limit is `base_limit`: a pool at rest costs
-/// no CPU, but to close what has been free for too long, and for a look at the age of its connections now and then.
+/// Runs until the plant is gone. Parked while nothing is held or awaited, the limit is `base_limit` and nobody is expected back
+/// who was refused: a pool at rest costs no CPU, but to close what has been free for too long, and for a look at the age of
+/// its connections now and then.
 async fn drive(mut seat: Seat) {
     let Seat { gate, plant, driver } = &mut seat;
     let Some(Driver { controller, upkeep, last }) = driver else { return };
@@ -167,7 +168,7 @@ fn tick(gate: &Gate, plant: &dyn Plant, controller: &mut dyn Controller, last: &
         gate.observe(|| Event::HeldForLong { hold });
     }
     let counts = plant.sample(now.into_std());
-    let (dial_failures, failures) = (gate.dial_failures(), counts.failures.wrapping_add(gate.failed_uses()));
+    let (dial_failures, failures) = (gate.dial_failures(), gate.failed_uses());
     let shed = gate.inner.admissions.read().shed;
     // In a dry run the way down is looked at too.
     let (min_limit, base_limit) =
@@ -198,7 +199,10 @@ fn tick(gate: &Gate, plant: &dyn Plant, controller: &mut dyn Controller, last: &
     last.load.sample(&counts, shed, elapsed, &gate.inner.advice);
     let now = now.into_std();
     let quiet = sample.arrivals == 0 && sample.in_use == 0 && sample.queue_depth == 0;
-    last.at_rest = quiet && counts.limit == counts.base_limit;
+    last.at_rest = quiet && counts.limit == counts.base_limit && last.load.is_calm();
+    if last.at_rest {
+        gate.inner.advice.rest();
+    }
     (last.counts, last.dial_failures, last.failures, last.shed) = (counts, dial_failures, failures, shed);
 
     // A law of the user's own that panics must not stop the loop for ever: the next tick asks it again.

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::panic::Location;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -74,7 +75,7 @@ pub struct Permit {
     /// Where the hold is measured.
     since: Option<Clock>,
     /// Told to have failed.
-    failed: bool,
+    failed: AtomicBool,
     limiter: Arc<Inner>,
 }
 
@@ -193,7 +194,7 @@ impl Limiter {
         Permit {
             place: Some(place),
             since: self.inner.slots.measure(Clock::now),
-            failed: false,
+            failed: AtomicBool::new(false),
             limiter: self.inner.clone(),
         }
     }
@@ -217,9 +218,7 @@ impl Permit {
     ///
     /// Nothing else follows from it: the permit goes on to the next in line as usual.
     pub fn failed(&mut self) {
-        if !std::mem::replace(&mut self.failed, true) {
-            self.limiter.slots.failed();
-        }
+        self.limiter.gate.use_failed(&self.failed);
     }
 }
 

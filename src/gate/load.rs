@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::counts::Counts;
 use crate::law::estimate::Rate;
-use crate::law::retry_after::window;
+use crate::law::retry_after::{Window, longest};
 use crate::terms::{CLASSES, Class};
 
 /// Arrivals of one class at which those of all classes are halved: a few seconds of a busy service, and enough that the
@@ -76,21 +76,36 @@ impl RetryBudget {
 }
 
 /// What the driver finds out, for the verdicts until its next tick.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Advice {
     /// Connections per second that the classes above this one take: the bits of an `f64`.
     taken: [AtomicU64; CLASSES],
-    /// Over how long those refused are told to come back, in nanoseconds.
+    /// Over how many seconds those refused are told to come back: the bits of an `f64`.
     window: AtomicU64,
+    /// The longest that anybody is told to stay away, in seconds.
+    longest: f64,
 }
 
 impl Advice {
+    pub fn new(max_retry_after: Duration) -> Self {
+        Self { taken: Default::default(), window: AtomicU64::default(), longest: longest(max_retry_after) }
+    }
+
     pub fn taken_before(&self, class: Class) -> f64 {
         f64::from_bits(self.taken[class.line()].load(Relaxed))
     }
 
-    pub fn window(&self) -> Duration {
-        Duration::from_nanos(self.window.load(Relaxed))
+    /// Over how long those refused are told to come back, and the longest that anybody is told, in seconds.
+    pub fn window(&self) -> (f64, f64) {
+        (f64::from_bits(self.window.load(Relaxed)), self.longest)
+    }
+
+    /// Nobody takes anything: what was taken before must not be held against whoever comes after a rest, however long
+    /// that was.
+    pub fn rest(&self) {
+        for taken in &self.taken {
+            taken.store(0.0f64.to_bits(), Relaxed);
+        }
     }
 }
 
@@ -101,9 +116,9 @@ pub(super) struct Load {
     last_shed: u64,
     /// Acquires by class over a second: as long as a burst that matters.
     entered: [Rate; CLASSES],
-    /// Acquires and refusals over ten seconds: as long as people take to come back.
+    /// Acquires over ten seconds, those apart in which somebody was refused.
     demand: Rate,
-    refused: Rate,
+    window: Window,
 }
 
 impl Default for Load {
@@ -113,7 +128,7 @@ impl Default for Load {
             last_shed: 0,
             entered: [Rate::over(1.0); CLASSES],
             demand: Rate::over(10.0),
-            refused: Rate::over(10.0),
+            window: Window::default(),
         }
     }
 }
@@ -130,15 +145,24 @@ impl Load {
             self.entered[class].add(counts.entered[class] - self.last.entered[class], elapsed);
             taken += self.entered[class].per_second();
         }
-        self.demand.add(demand(counts) - demand(&self.last), elapsed);
-        self.refused.add(refused(counts) - refused(&self.last) + layer_shed - self.last_shed, elapsed);
+        let refusals = refused(counts) - refused(&self.last) + layer_shed - self.last_shed;
+        // Else those who come back are among them: they are what is to be served besides the load.
+        if refusals == 0 {
+            self.demand.add(demand(counts) - demand(&self.last), elapsed);
+        }
         (self.last, self.last_shed) = (*counts, layer_shed);
 
         let serving = counts.capacity() as f64;
         let capacity =
             counts.use_time.map_or(0.0, |held| serving / held.as_secs_f64().max(f64::MIN_POSITIVE));
-        let window = window(self.refused.recent(), capacity, self.demand.per_second());
-        advice.window.store(window.as_nanos() as u64, Relaxed);
+        let load = self.demand.per_second();
+        let window = self.window.add(refusals, elapsed, capacity, load, advice.longest);
+        advice.window.store(window.to_bits(), Relaxed);
+    }
+
+    /// Nobody who was refused is still told to stay away for long.
+    pub fn is_calm(&self) -> bool {
+        self.window.is_shortest()
     }
 }
 
@@ -177,7 +201,7 @@ mod tests {
 
     #[test]
     fn what_higher_classes_take_and_how_long_the_refused_stay_away() {
-        let (mut load, advice) = (Load::default(), Advice::default());
+        let (mut load, advice) = (Load::default(), Advice::new(Duration::from_secs(15)));
         let tick = Duration::from_millis(10);
         let mut counts =
             Counts { in_use: 10, limit: 10, use_time: Some(Duration::from_millis(10)), ..Counts::default() };
@@ -192,16 +216,20 @@ mod tests {
         for (taken, expected) in taken.into_iter().zip([0.0, 300.0, 300.0, 500.0]) {
             assert!((taken - expected).abs() <= 0.02 * expected, "{taken}, expected {expected}");
         }
-        assert_eq!(advice.window(), Duration::from_secs(1), "nothing was refused");
+        let window = || advice.window().0;
+        assert!((window() - 1.0).abs() < 1e-9, "nothing was refused: {}", window());
         // Whoever tries without waiting is neither load nor somebody who comes back.
         let tried = 100_000;
         (counts.misses, counts.acquires.shed) = (tried, tried);
         counts.acquires.started += tried;
         load.sample(&counts, 0, tick, &advice);
-        assert_eq!(advice.window(), Duration::from_secs(1));
+        assert!((window() - 1.0).abs() < 1e-9, "{}", window());
         // 500 of 1,000 a second are spare: 5,000 refused at once can be served in ten seconds.
         counts.acquires.shed += 2_000;
         load.sample(&counts, 3_000, tick, &advice);
-        assert!((9.0..11.0).contains(&advice.window().as_secs_f64()), "{:?}", advice.window());
+        assert!((9.0..11.0).contains(&window()), "{}", window());
+        assert!(!load.is_calm());
+        load.sample(&counts, 3_000, Duration::from_secs(11), &advice);
+        assert!(load.is_calm());
     }
 }

@@ -28,7 +28,7 @@ mod watch;
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -83,7 +83,6 @@ struct Inner {
     holds: Holds,
     home: Home,
     dial_failures: AtomicU64,
-    /// Told by the backend; what users tell is counted with the permits.
     failed_uses: AtomicU64,
     written_off: AtomicU64,
     draws: AtomicU64,
@@ -111,7 +110,7 @@ impl Gate {
             mix: Mix::default(),
             retry_budget: RetryBudget::default(),
             layered: Layered::default(),
-            advice: Advice::default(),
+            advice: Advice::new(settings.max_retry_after),
             holds: Holds::new(settings.leak_warning_after),
             home: Home::new(runtime),
             dial_failures: AtomicU64::new(0),
@@ -196,9 +195,11 @@ impl Gate {
         self.inner.failed_uses.load(Relaxed)
     }
 
-    #[cfg(feature = "postgres")]
-    pub(crate) fn use_failed(&self) {
-        self.inner.failed_uses.fetch_add(1, Relaxed);
+    /// A use failed, as its holder or its backend says. However often they do, one use fails once: `told` is its own.
+    pub(crate) fn use_failed(&self, told: &AtomicBool) {
+        if !told.swap(true, Relaxed) {
+            self.inner.failed_uses.fetch_add(1, Relaxed);
+        }
     }
 
     pub(crate) fn wrote_off(&self) {

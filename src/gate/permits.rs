@@ -83,7 +83,6 @@ pub(super) struct Tally {
     pub opening: usize,
     pub places: usize,
     pub completions: u64,
-    pub failures: u64,
     pub acquires: Acquires,
     /// Of those shed, the ones that would not have waited.
     pub misses: u64,
@@ -301,18 +300,8 @@ impl<T: Held> State<T> {
         let idle = self.idle();
         let reserve = self.free.len() - idle;
         // A place may be given up a moment before its dial or permit is: never show a size below its parts.
-        let Tally {
-            in_use,
-            peak_in_use,
-            limit,
-            opening,
-            places,
-            completions,
-            failures,
-            acquires,
-            misses,
-            entered,
-        } = self.counts;
+        let Tally { in_use, peak_in_use, limit, opening, places, completions, acquires, misses, entered } =
+            self.counts;
         let parts = self.open() + opening;
         Counts {
             idle,
@@ -322,7 +311,6 @@ impl<T: Held> State<T> {
             opening,
             limit,
             completions,
-            failures,
             acquires,
             misses,
             entered,

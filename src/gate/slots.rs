@@ -178,12 +178,7 @@ impl<T: Held> Slots<T> {
         // Looked at before the lock: who joins in between is not late yet.
         let now = (self.published.queue_depth.load(Relaxed) > 0).then(now);
         let mut state = self.lock();
-        state.counts.completions += 1;
-        if let Some(held) = held {
-            state.use_time.add(held);
-            let nanos = state.use_time.get().map_or(0, |mean| mean.as_nanos() as u64);
-            self.published.use_time.store(nanos, Relaxed);
-        }
+        self.complete(&mut state, held);
         let free = Free { item, since: None, unproven: false };
         let handed_on = state.hand_on(free, now);
         self.publish(&state);
@@ -191,9 +186,14 @@ impl<T: Held> Slots<T> {
         handed_on.finish()
     }
 
-    /// A holder says that its use failed.
-    pub fn failed(&self) {
-        self.lock().counts.failures += 1;
+    /// A use has ended, whatever becomes of its connection.
+    fn complete(&self, state: &mut State<T>, held: Option<Duration>) {
+        state.counts.completions += 1;
+        if let Some(held) = held {
+            state.use_time.add(held);
+            let nanos = state.use_time.get().map_or(0, |mean| mean.as_nanos() as u64);
+            self.published.use_time.store(nanos, Relaxed);
+        }
     }
 
     /// Measures one hold in [`SAMPLED`]: a mean needs no more, and the others save two readings of the clock. Whose turn
@@ -206,10 +206,11 @@ impl<T: Held> Slots<T> {
         (waited_for || turn.is_multiple_of(SAMPLED)).then(clock)
     }
 
-    /// Destroys a permit. What it carried is dropped after the lock is gone.
-    pub fn retire(&self, item: T, now: impl FnOnce() -> Instant) {
+    /// Destroys a permit whose use has ended; `held` as in [`release`](Self::release). What it carried is dropped after the lock
+    /// is gone.
+    pub fn retire(&self, item: T, held: Option<Duration>, now: impl FnOnce() -> Instant) {
         let mut state = self.lock();
-        state.counts.completions += 1;
+        self.complete(&mut state, held);
         state.counts.in_use -= 1;
         let handed_on = state.hand_out(now);
         self.publish(&state);

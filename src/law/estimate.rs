@@ -17,8 +17,12 @@ pub(crate) struct MeanTime {
 }
 
 impl MeanTime {
-    /// Takes one sample in; the first one is the mean.
+    /// Takes one sample in; the first one is the mean. A time of zero is none: shorter than the clock can tell, and as the first
+    /// mean it would cap all that follow at zero.
     pub fn add(&mut self, value: Duration) {
+        if value.is_zero() {
+            return;
+        }
         let value = value.as_secs_f64();
         self.seconds = Some(match self.seconds {
             Some(mean) => mean + WEIGHT * (value.min(FARTHEST * mean) - mean),
@@ -74,6 +78,18 @@ mod tests {
         assert_eq!(mean.get(), Some(Duration::from_millis(16)));
         mean.add(Duration::from_millis(32));
         assert_eq!(mean.get(), Some(Duration::from_millis(17)));
+    }
+
+    #[test]
+    fn a_first_time_of_zero_does_not_hide_those_that_follow() {
+        let mut mean = MeanTime::default();
+        mean.add(Duration::ZERO);
+        assert_eq!(mean.get(), None);
+        for _ in 0..50 {
+            mean.add(Duration::from_millis(6));
+            mean.add(Duration::ZERO);
+        }
+        assert_eq!(mean.get(), Some(Duration::from_millis(6)));
     }
 
     #[test]

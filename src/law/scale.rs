@@ -48,10 +48,10 @@ pub struct Sample {
     pub refused: u64,
     /// Connections given back since the last sample.
     pub completions: u64,
-    /// Uses that were told to have failed ([`Connection::failed`](crate::Connection::failed),
-    /// [`Permit::failed`](crate::Permit::failed)) since the last sample, and queries that PostgreSQL answered with an error
-    /// of its own: out of resources, shut down, a system error. Counted when told: one sample may see the failure, the next
-    /// the completion.
+    /// Uses that failed since the last sample, each counted once: that were told to have
+    /// ([`Connection::failed`](crate::Connection::failed), [`Permit::failed`](crate::Permit::failed)), or one of whose queries
+    /// PostgreSQL answered with an error of its own (out of resources, shut down, a system error). Counted when told: one
+    /// sample may see the failure, the next the completion.
     pub failures: u64,
     /// Acquires that ran into their deadline since the last sample.
     pub timeouts: u64,

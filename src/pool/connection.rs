@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
@@ -26,8 +27,8 @@ pub struct Connection<B: Backend> {
     since: Option<Instant>,
     /// The request's, which bounds its queries.
     deadline: Option<Deadline>,
-    /// Told to have failed.
-    failed: bool,
+    /// Told to have failed, by its user or by the backend.
+    failed: AtomicBool,
     pool: Arc<Inner<B>>,
 }
 
@@ -35,7 +36,8 @@ impl<B: Backend> Connection<B> {
     pub(super) fn new(mut item: Item<B>, pool: &Arc<Inner<B>>, terms: Terms, at: At) -> Self {
         item.holder.begin(&pool.gate.holds().clock, at);
         let since = pool.slots.measure(Instant::now);
-        Self { item: Some(item), since, deadline: terms.deadline, failed: false, pool: pool.clone() }
+        let (deadline, failed) = (terms.deadline, AtomicBool::new(false));
+        Self { item: Some(item), since, deadline, failed, pool: pool.clone() }
     }
 
     /// Tells the controller, in its next [`Sample`](crate::Sample), that this use failed: a time-out or an error that
@@ -43,16 +45,15 @@ impl<B: Backend> Connection<B> {
     ///
     /// Nothing else follows from it: the connection goes on to the next in line as usual.
     pub fn failed(&mut self) {
-        if !std::mem::replace(&mut self.failed, true) {
-            self.pool.slots.failed();
-        }
+        self.pool.gate.use_failed(&self.failed);
     }
 
-    /// Since when it was held, where that is measured and tells something. A use that its deadline cut short would have
-    /// taken longer: were it counted, a database that became slow would seem the quicker, the less it gets done.
+    /// Since when it was held, where that is measured and tells something. A use that its deadline cut short, or that failed,
+    /// would have taken longer: were it counted, a database that became slow would seem the quicker, the less it gets done.
     fn telling(&self) -> Option<Instant> {
         let since = self.since?;
-        let cut = self.deadline.is_some_and(|deadline| deadline.remaining().is_zero());
+        let cut =
+            self.failed.load(Relaxed) || self.deadline.is_some_and(|deadline| deadline.remaining().is_zero());
         let usual = self.pool.slots.published.use_time();
         (!cut || usual.is_none_or(|usual| since.elapsed() > usual)).then_some(since)
     }
@@ -72,9 +73,16 @@ impl<B: Backend> Connection<B> {
         &self.pool.backend
     }
 
+    /// Whether the use was told to have failed, for [`Gate::use_failed`].
     #[cfg(feature = "postgres")]
-    pub(crate) fn parts(&mut self) -> (&mut B::Connection, &Gate, &B) {
-        (&mut self.item.as_mut().expect(HELD).connection, &self.pool.gate, &self.pool.backend)
+    pub(crate) fn told_failed(&self) -> &AtomicBool {
+        &self.failed
+    }
+
+    #[cfg(feature = "postgres")]
+    pub(crate) fn parts(&mut self) -> (&mut B::Connection, &Gate, &B, &AtomicBool) {
+        let Self { item, failed, pool, .. } = self;
+        (&mut item.as_mut().expect(HELD).connection, &pool.gate, &pool.backend, failed)
     }
 }
 
@@ -104,10 +112,10 @@ impl<B: Backend> Drop for Connection<B> {
             ConnectionState::Ready | ConnectionState::Check => pool.give_back(item, since),
             ConnectionState::Settle => {
                 // Made here: a task that is never polled must give its permit back too.
-                let held = Unsettled { item: Some(item), pool: pool.clone() };
-                drop(pool.gate.spawn(settle(held, since)));
+                let held = Unsettled { item: Some(item), since, pool: pool.clone() };
+                drop(pool.gate.spawn(settle(held)));
             }
-            ConnectionState::Dead => pool.discard(item),
+            ConnectionState::Dead => pool.discard(item, since),
         }
     }
 }
@@ -117,39 +125,41 @@ impl<B: Backend> Inner<B> {
         let is_over = self.lifetime.used_up(&mut item, &self.gate.holds().clock);
         self.used(&item);
         if is_over {
-            return self.discard(item);
+            return self.discard(item, since);
         }
         if self.slots.release(item, since.map(|since| since.elapsed()), || Instant::now().into_std()) {
             self.reconcile();
         }
     }
 
-    fn discard(&self, item: Item<B>) {
-        self.slots.retire(item, || Instant::now().into_std());
+    fn discard(&self, item: Item<B>, since: Option<Instant>) {
+        self.slots.retire(item, since.map(|since| since.elapsed()), || Instant::now().into_std());
         self.reconcile();
     }
 }
 
 /// Settles a connection in the background: it keeps its permit, and nobody gets it, until it is clean.
-async fn settle<B: Backend>(mut held: Unsettled<B>, since: Option<Instant>) {
+async fn settle<B: Backend>(mut held: Unsettled<B>) {
     let Some(item) = held.item.as_mut() else { return };
     let settled = timeout(SETTLE_TIMEOUT, held.pool.backend.settle(&mut item.connection)).await;
     let clean = matches!(settled, Ok(Ok(()))) && held.pool.state_of(item) == ConnectionState::Ready;
     if clean && let Some(item) = held.item.take() {
-        held.pool.give_back(item, since);
+        held.pool.give_back(item, held.since);
     }
 }
 
 /// A connection in doubt: discarded unless it was taken out, also when its task is dropped.
 struct Unsettled<B: Backend> {
     item: Option<Item<B>>,
+    /// Where the hold is measured, as in [`Connection`].
+    since: Option<Instant>,
     pool: Arc<Inner<B>>,
 }
 
 impl<B: Backend> Drop for Unsettled<B> {
     fn drop(&mut self) {
         if let Some(item) = self.item.take() {
-            self.pool.discard(item);
+            self.pool.discard(item, self.since);
         }
     }
 }

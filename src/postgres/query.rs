@@ -137,10 +137,10 @@ impl Connection<Postgres> {
     /// As [`query`](Self::query).
     pub async fn transaction(&mut self) -> Result<Transaction<'_>, QueryError> {
         let deadline = self.deadline();
-        let (session, gate, backend) = self.parts();
+        let (session, gate, backend, failed) = self.parts();
         let limit = Limit { each: backend.query_timeout, until: deadline };
         let Session { client, known, .. } = session;
-        let track = Track { gate, backend, known, limit };
+        let track = Track { gate, backend, known, failed, limit };
         if known.doubts.is_unread() {
             // What was left running before is none of the transaction's statements, unless one was begun as text.
             track.run(Some("SYNC"), client.check_connection()).await?;
@@ -201,7 +201,7 @@ impl Connection<Postgres> {
     /// address, and with [`AfterRaw::Keep`](super::AfterRaw::Keep) the server does not know it either: kept beyond this
     /// use, it would cancel somebody else's query.
     pub fn raw(&mut self) -> &mut Client {
-        let (session, _, backend) = self.parts();
+        let (session, _, backend, _) = self.parts();
         session.used_raw(backend.after_raw);
         &mut session.client
     }
@@ -236,6 +236,7 @@ impl Connection<Postgres> {
     fn ask(&self) -> Ask<'_> {
         let Session { client, known, .. } = self.session();
         let limit = Limit { each: self.backend().query_timeout, until: self.deadline() };
-        Ask { client, track: Track { gate: self.gate(), backend: self.backend(), known, limit } }
+        let (gate, backend, failed) = (self.gate(), self.backend(), self.told_failed());
+        Ask { client, track: Track { gate, backend, known, failed, limit } }
     }
 }

@@ -1,6 +1,7 @@
 //! A query under way: counted once, under `query_timeout`, and a doubt about its session until it has ended.
 
 use std::future::Future;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
@@ -42,6 +43,8 @@ pub(super) struct Track<'a> {
     pub gate: &'a Gate,
     pub backend: &'a Postgres,
     pub known: &'a Known,
+    /// Of the use that it belongs to.
+    pub failed: &'a AtomicBool,
     pub limit: Limit,
 }
 
@@ -189,7 +192,7 @@ impl Running<'_, '_> {
             doubts.answered(self.number);
         }
         if query::is_the_servers_own(error) {
-            self.track.gate.use_failed();
+            self.track.gate.use_failed(self.track.failed);
         }
         if query::ends_the_session(error) {
             doubts.add(Doubt::Lost);

@@ -215,7 +215,7 @@ impl Pool {
     pub fn give_back(&self, conn: Conn) {
         self.held.lock().unwrap().remove(&conn.id);
         if conn.dead.load(Relaxed) {
-            self.slots.retire(conn, || self.now);
+            self.slots.retire(conn, None, || self.now);
             self.fill();
         } else if self.slots.release(conn, Some(Duration::from_millis(1)), || self.now) {
             self.fill();

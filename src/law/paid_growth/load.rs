@@ -65,7 +65,7 @@ impl Load {
             smooth(&mut self.queue, sample.queue_depth as f64, seconds / QUEUE);
             let kept = (-seconds / USED).exp();
             self.used.0 = self.used.0 * kept + sample.in_use as f64 * seconds.min(USED);
-            self.used.1 = self.used.1 * kept + sample.completions as f64;
+            self.used.1 = self.used.1 * kept + self.ended(sample, seconds, USED);
         }
         self.share = sample.share;
         self.note_low_use(sample, seconds);
@@ -132,6 +132,13 @@ impl Load {
         self.peaks.iter().copied().max().unwrap_or(0)
     }
 
+    /// Completions of a tick of which no more than `longest` counts as held: of a late one the same part, or it would seem to
+    /// have got more done in less time. After a pause in which nothing was held, all of them ended in its last tick.
+    fn ended(&self, sample: &Sample, seconds: f64, longest: f64) -> f64 {
+        let part = if self.low_in_use == Some(0) { 1.0 } else { (longest / seconds).min(1.0) };
+        part * sample.completions as f64
+    }
+
     fn note_peak(&mut self, now: Instant, sample: &Sample) {
         let period = *self.period.get_or_insert(now);
         if now.saturating_duration_since(period) >= PERIOD {
@@ -154,6 +161,7 @@ impl Load {
     /// Only where nobody waited before and after: to look at the end alone would find few held and many just given back. A
     /// use that failed at once is no measure.
     fn note_low_use(&mut self, sample: &Sample, seconds: f64) {
+        let completions = self.ended(sample, seconds, FAST);
         let before = self.low_in_use.take();
         if sample.queue_depth > 0 {
             return;
@@ -163,7 +171,6 @@ impl Load {
         // After a longer pause, in which nothing was held, the driver waits for one tick.
         let seconds = seconds.min(FAST);
         let held = f64::midpoint(before as f64, sample.in_use as f64) * seconds;
-        let completions = sample.completions as f64;
         let kept = 1.0 - (completions / LOW_MEMORY).min(1.0);
         self.low = (kept * self.low.0 + held, kept * self.low.1 + completions);
     }
@@ -230,6 +237,23 @@ mod tests {
         }
         let mean = (20.0 * 0.010 + 0.200) / 21.0;
         assert!((load.low_use().unwrap() / mean - 1.0).abs() < 0.02, "{:?} for {mean}", load.low_use());
+    }
+
+    #[test]
+    fn late_ticks_do_not_make_a_use_seem_shorter() {
+        let (mut load, mut now) = (Load::default(), Instant::now());
+        // Two connections of 10 ms each; every tenth look at them comes late, after 150 ms.
+        for look in 1..=400u32 {
+            let ticks = if look.is_multiple_of(10) { 15 } else { 1 };
+            now += TICK * ticks;
+            let completions = 2 * u64::from(ticks);
+            load.observe(now, &Sample { in_use: 2, completions, ..Sample::default() });
+            if look > 20 {
+                let (low, used) = (load.low_use().unwrap(), load.use_in_progress());
+                assert!((low / 0.010 - 1.0).abs() < 0.02, "look {look}: {low}");
+                assert!((used / 0.010 - 1.0).abs() < 0.02, "look {look}: {used}");
+            }
+        }
     }
 
     #[test]
