@@ -1,5 +1,6 @@
 //! The pool: a gate, its slots full of connections, and the dials and closes that the gate's limit asks for.
 
+mod back_off;
 mod check;
 mod connection;
 mod dial;
@@ -29,8 +30,8 @@ use crate::gate::{Acquiring, Gate, GateHandle, Snapshot, SnapshotWatch, Span, dr
 use crate::observe::ShedBy;
 use crate::terms::{Terms, after};
 
+use back_off::Dialing;
 pub use connection::Connection;
-use dial::Dialing;
 use lifetime::{Lifetime, Pooled};
 
 /// A pool of connections that finds how many of them to use at once, up to `max_size`.

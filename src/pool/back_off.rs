@@ -1,0 +1,193 @@
+//! How many dials there may be at once, and when the next one may begin: a jittered back-off while the database is away, or ends
+//! what it has let in.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::backend::Refusal;
+use crate::config::Settings;
+use crate::error::SharedError;
+use crate::gate::counts::Counts;
+
+/// The first pause after a failed dial; it doubles with each further failure.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+/// The longest pause: a database that is back is noticed within a third of a second.
+const LONGEST_PAUSE: Duration = Duration::from_millis(300);
+
+/// At so many deaths of unused connections in a row it is told: one or two are chance.
+const TOLD: u32 = 3;
+
+/// Between two dials while the server is full: asking costs it a process each time.
+const FULL_PAUSE: Duration = Duration::from_secs(1);
+/// Between two dials while it rejects us: hammering with a wrong password locks accounts.
+const REJECTED_PAUSE: Duration = Duration::from_secs(2);
+
+/// What all dials share.
+pub(super) struct Dialing {
+    at_once: usize,
+    timeout: Duration,
+    fail_fast: bool,
+    state: Mutex<State>,
+    /// Connections have died young, and none has been used since.
+    wary: AtomicBool,
+}
+
+struct State {
+    /// Tasks that dial, or pause before they dial again.
+    dialers: usize,
+    /// Failures since the last success.
+    failures: u32,
+    /// Connections that died young since one was used.
+    died_young: u32,
+    not_before: Instant,
+    last_error: Option<SharedError>,
+    /// The last dial was refused for a reason that waiting does not mend.
+    rejected: bool,
+}
+
+impl Dialing {
+    pub fn new(settings: &Settings) -> Self {
+        let state = State {
+            dialers: 0,
+            failures: 0,
+            died_young: 0,
+            not_before: Instant::now(),
+            last_error: None,
+            rejected: false,
+        };
+        Self {
+            at_once: settings.max_dialing,
+            timeout: settings.dial_timeout,
+            fail_fast: settings.fail_fast,
+            state: Mutex::new(state),
+            wary: AtomicBool::new(false),
+        }
+    }
+
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    pub fn fails_fast(&self) -> bool {
+        self.fail_fast
+    }
+
+    pub fn not_before(&self) -> Instant {
+        self.lock().not_before
+    }
+
+    /// One more dialer, if there may be one, and it is wanted beside so many.
+    pub fn take_turn(&self, wanted: impl FnOnce(usize) -> bool) -> bool {
+        let mut state = self.lock();
+        let more = state.dialers < state.allowed(self.at_once) && wanted(state.dialers);
+        state.dialers += usize::from(more);
+        more
+    }
+
+    /// Whether a dialer goes on, if it may and `begins` a dial; else its turn is given back.
+    pub fn keep_turn(&self, begins: impl FnOnce() -> bool) -> bool {
+        let mut state = self.lock();
+        let goes_on = state.dialers <= state.allowed(self.at_once) && begins();
+        state.dialers -= usize::from(!goes_on);
+        goes_on
+    }
+
+    pub fn give_turn_back(&self) {
+        self.lock().dialers -= 1;
+    }
+
+    /// Why the last dial failed, until one succeeds.
+    pub fn last_error(&self) -> Option<SharedError> {
+        self.lock().last_error.clone()
+    }
+
+    pub fn is_rejected(&self) -> bool {
+        self.lock().rejected
+    }
+
+    /// The reason of a wait in vain, when dialing is what failed: no connection serves.
+    pub fn blocking_error(&self, counts: &Counts) -> Option<SharedError> {
+        if counts.open() == 0 { self.last_error() } else { None }
+    }
+
+    /// Returns what the last error was, to be dropped outside of the lock. Where connections die young the next dial waits
+    /// for what becomes of this one.
+    pub fn succeeded(&self, draw: f64) -> Option<SharedError> {
+        let mut state = self.lock();
+        state.failures = 0;
+        if state.died_young >= TOLD {
+            state.not_before = Instant::now() + pause(Refusal::Away, state.died_young, draw);
+        }
+        state.rejected = false;
+        state.last_error.take()
+    }
+
+    /// Returns when the next dial may begin, and what the last error was.
+    pub fn failed(&self, error: &SharedError, refusal: Refusal, draw: f64) -> (Instant, Option<SharedError>) {
+        let mut state = self.lock();
+        state.failures += 1;
+        state.not_before = Instant::now() + pause(refusal, state.failures, draw);
+        state.rejected = refusal == Refusal::Rejected;
+        (state.not_before, state.last_error.replace(error.clone()))
+    }
+
+    /// A connection ended that nobody had used: the next dial waits as after a failed one. Deaths before it has begun count as
+    /// one. True when it is time to tell.
+    pub fn died_young(&self, draw: f64) -> bool {
+        let mut state = self.lock();
+        let now = Instant::now();
+        if state.died_young < TOLD && now < state.not_before {
+            return false;
+        }
+        self.wary.store(true, Relaxed);
+        state.died_young = state.died_young.saturating_add(1);
+        state.not_before = state.not_before.max(now + pause(Refusal::Away, state.died_young, draw));
+        state.died_young == TOLD
+    }
+
+    /// A connection was used: what is opened lives.
+    pub fn lives(&self) {
+        if self.wary.load(Relaxed) {
+            self.wary.store(false, Relaxed);
+            self.lock().died_young = 0;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// While dials fail, or what they bring dies at once, one dialer probes; the others would only hammer.
+    fn allowed(&self, at_once: usize) -> usize {
+        if self.failures > 0 || self.died_young >= TOLD { 1 } else { at_once }
+    }
+}
+
+/// With full jitter over its upper half, so that a fleet does not come back in step; doubling while nobody answers.
+fn pause(refusal: Refusal, failures: u32, draw: f64) -> Duration {
+    let longest = match refusal {
+        Refusal::Away => FIRST_PAUSE.saturating_mul(1 << (failures - 1).min(16)).min(LONGEST_PAUSE),
+        Refusal::Full => FULL_PAUSE,
+        Refusal::Rejected => REJECTED_PAUSE,
+    };
+    longest.mul_f64(0.5 + draw / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_their_cap_and_keep_at_least_half() {
+        for (failures, most) in [(1, 20), (2, 40), (3, 80), (4, 160), (5, 300), (99, 300)] {
+            let most = Duration::from_millis(most);
+            assert_eq!(pause(Refusal::Away, failures, 0.0), most / 2, "{failures} failures");
+            assert!(pause(Refusal::Away, failures, 0.999) <= most, "{failures} failures");
+        }
+    }
+}
