@@ -140,3 +140,37 @@ async fn connections_that_are_used_before_they_end_are_replaced_at_once() {
     assert_eq!(told.0.load(SeqCst), 0);
     assert!(server.dials() > 100, "{}", server.dials());
 }
+
+#[cfg(feature = "postgres")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_postgresql_with_a_short_idle_session_timeout_is_not_hammered() {
+    use support::postgres::{Options, PostgresServer};
+    use tower_adaptive_pool::Postgres;
+
+    /// How often a connection was opened.
+    #[derive(Clone, Default)]
+    struct Dialed(Arc<AtomicUsize>);
+
+    impl Observer for Dialed {
+        fn on_event(&self, _: &Gate, event: &Event<'_>) {
+            self.0.fetch_add(usize::from(matches!(event, Event::Dialed { .. })), SeqCst);
+        }
+    }
+
+    let server = tokio::task::spawn_blocking(|| PostgresServer::start(Options::default()));
+    let server = server.await.unwrap().unwrap();
+    let mut config: tokio_postgres::Config = server.app_url().parse().unwrap();
+    config.options("-c idle_session_timeout=20");
+    let (dialed, told) = (Dialed::default(), Told::default());
+    let builder =
+        AdaptivePool::builder(Postgres::new(config, tokio_postgres::NoTls)).min_size(10).max_size(20);
+    let pool = builder.observer(dialed.clone()).observer(told.clone()).build().unwrap();
+    support::eventually(Duration::from_secs(10), async || told.0.load(SeqCst) == 1).await;
+    let (before, began) = (dialed.0.load(SeqCst), Instant::now());
+    sleep(Duration::from_secs(3)).await;
+    let dials = dialed.0.load(SeqCst) - before;
+    let most = began.elapsed().as_secs_f64() * 10.0;
+    assert!((dials as f64) < most, "{dials} dials in {:?}", began.elapsed());
+    let row = pool.acquire().await.unwrap().query_one("select 7", &[]).await.unwrap();
+    assert_eq!(row.get::<_, i32>(0), 7);
+}

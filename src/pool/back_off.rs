@@ -40,8 +40,10 @@ struct State {
     dialers: usize,
     /// Failures since the last success.
     failures: u32,
-    /// Connections that died young since one was used.
+    /// Connections in a row that died young, since one was used.
     died_young: u32,
+    /// When the last of them did, in milliseconds of the gate's life.
+    last_death: u64,
     not_before: Instant,
     last_error: Option<SharedError>,
     /// The last dial was refused for a reason that waiting does not mend.
@@ -54,6 +56,7 @@ impl Dialing {
             dialers: 0,
             failures: 0,
             died_young: 0,
+            last_death: 0,
             not_before: Instant::now(),
             last_error: None,
             rejected: false,
@@ -118,9 +121,7 @@ impl Dialing {
     pub fn succeeded(&self, draw: f64) -> Option<SharedError> {
         let mut state = self.lock();
         state.failures = 0;
-        if state.died_young >= TOLD {
-            state.not_before = Instant::now() + pause(Refusal::Away, state.died_young, draw);
-        }
+        state.hold_back(draw);
         state.rejected = false;
         state.last_error.take()
     }
@@ -134,17 +135,17 @@ impl Dialing {
         (state.not_before, state.last_error.replace(error.clone()))
     }
 
-    /// A connection ended that nobody had used: the next dial waits as after a failed one. Deaths before it has begun count as
-    /// one. True when it is time to tell.
-    pub fn died_young(&self, draw: f64) -> bool {
+    /// A connection ended `now` that was `opened` then and that nobody had used: at the third in a row, each opened after the
+    /// one before had ended, the next dial waits as after a failed one. True when it is time to tell.
+    pub fn died_young(&self, opened: u64, now: u64, draw: f64) -> bool {
         let mut state = self.lock();
-        let now = Instant::now();
-        if state.died_young < TOLD && now < state.not_before {
+        if opened < state.last_death {
             return false;
         }
         self.wary.store(true, Relaxed);
+        state.last_death = now;
         state.died_young = state.died_young.saturating_add(1);
-        state.not_before = state.not_before.max(now + pause(Refusal::Away, state.died_young, draw));
+        state.hold_back(draw);
         state.died_young == TOLD
     }
 
@@ -165,6 +166,14 @@ impl State {
     /// While dials fail, or what they bring dies at once, one dialer probes; the others would only hammer.
     fn allowed(&self, at_once: usize) -> usize {
         if self.failures > 0 || self.died_young >= TOLD { 1 } else { at_once }
+    }
+
+    /// Where connections die young the next dial waits.
+    fn hold_back(&mut self, draw: f64) {
+        if self.died_young >= TOLD {
+            let pause = pause(Refusal::Away, self.died_young - TOLD + 1, draw);
+            self.not_before = self.not_before.max(Instant::now() + pause);
+        }
     }
 }
 

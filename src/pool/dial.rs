@@ -43,7 +43,9 @@ impl<B: Backend> Inner<B> {
     pub(super) fn died(&self, item: &Item<B>) {
         let clock = &self.gate.holds().clock;
         clock.look();
-        if item.is_young(clock) && self.dialing.died_young(self.gate.draw()) {
+        if let Some(opened) = item.died_young(clock)
+            && self.dialing.died_young(opened, clock.read(), self.gate.draw())
+        {
             self.gate.observe(|| Event::DyingYoung {});
         }
     }

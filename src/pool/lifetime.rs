@@ -32,9 +32,9 @@ impl<C> Pooled<C> {
         self.expires <= clock.read()
     }
 
-    /// Whether it ends, if it ends now, before anybody has used it, and soon: what ended it may end the next one too.
-    pub fn is_young(&self, clock: &SlowClock) -> bool {
-        self.uses == 0 && clock.read() < self.opened + YOUNG
+    /// Dead now, has it died before anybody used it, and soon? Then when it was opened: what ended it may end the next one too.
+    pub fn died_young(&self, clock: &SlowClock) -> Option<u64> {
+        (self.uses == 0 && clock.read() < self.opened + YOUNG).then_some(self.opened)
     }
 
     /// Whether it has just been used for the first time.
