@@ -178,6 +178,7 @@ impl<T: Held> Future for Acquiring<'_, T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
+        let arrived = matches!(this.stage, Stage::Arrived);
         let entry = match mem::replace(&mut this.stage, Stage::Ended) {
             Stage::Arrived => Some(this.enter(cx.waker())),
             Stage::Entered(entry) => Some(entry),
@@ -197,6 +198,9 @@ impl<T: Held> Future for Acquiring<'_, T> {
                 this.stage = Stage::Waiting(Wait { slots: this.slots, key: Some(key) });
             }
             None => {}
+        }
+        if arrived && this.poll_timer(cx).is_pending() {
+            return Poll::Pending; // the queue knows whom to wake
         }
         let Stage::Waiting(wait) = &mut this.stage else { return Poll::Ready(Err(Denied::Closed)) };
         let answer = match Pin::new(&mut *wait).poll(cx) {

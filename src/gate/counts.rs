@@ -1,5 +1,6 @@
 //! What there is to count: published for the layer, read together for everybody else.
 
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -7,6 +8,25 @@ use super::ledger::Acquires;
 use crate::config::usual_base_limit;
 use crate::law::admit::Occupancy;
 use crate::terms::{CLASSES, Class};
+
+/// On lines of the cache of its own, beside which nothing is written: two, because processors fetch them in pairs.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct Apart<T>(T);
+
+impl<T> Apart<T> {
+    pub fn new(value: T) -> Self {
+        Self(value)
+    }
+}
+
+impl<T> Deref for Apart<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
 
 /// What the layer reads instead of taking the lock. Each value is true by itself at some moment; they are advice for a
 /// verdict, so nothing hangs on seeing them together, and Relaxed is enough.

@@ -56,6 +56,20 @@ impl<T: Held> State<T> {
         self.counts.peak_in_use = self.counts.peak_in_use.max(self.counts.in_use);
     }
 
+    /// Nobody waits, and nothing is over its bound: what comes back is free.
+    pub fn is_calm(&self) -> bool {
+        self.queue.len() == 0
+            && !self.draining
+            && self.counts.in_use <= self.counts.limit
+            && self.open() <= self.most_open()
+    }
+
+    /// What was in use is free.
+    pub fn put_back(&mut self, free: Free<T>) {
+        self.counts.in_use -= 1;
+        self.free.push_back(free);
+    }
+
     /// Where a permit goes that nobody holds any more, and that is still counted as in use: away if it is one too many, to
     /// the first in line, or free. Over the limit nobody gets it, whoever waits.
     ///
@@ -83,8 +97,7 @@ impl<T: Held> State<T> {
                 (waker, None)
             }
             Err(Answer::Granted(Grant { item, unproven })) => {
-                self.counts.in_use -= 1;
-                self.free.push_back(Free { item, since, unproven });
+                self.put_back(Free { item, since, unproven });
                 (None, None)
             }
             Err(_) => unreachable!("the answer that comes back is the one that was given"),

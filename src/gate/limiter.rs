@@ -226,8 +226,8 @@ impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(place) = self.place.take() {
             place.holder.end();
-            let held = self.since.map(|since| since.elapsed());
-            self.limiter.slots.release(place, held, || Clock::now().into_std());
+            let since = self.since.map(Clock::into_std);
+            self.limiter.slots.release(place, since, || Clock::now().into_std());
         }
     }
 }

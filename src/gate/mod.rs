@@ -41,7 +41,7 @@ use crate::observe::{Event, Observer};
 pub(crate) use acquire::{Acquiring, Span, timed_out};
 pub(crate) use admission::Attempt;
 pub use admission::Verdict;
-use counts::{Counts, Published};
+use counts::{Apart, Counts, Published};
 pub(crate) use drain::drain;
 pub(crate) use driver::start as start_driver;
 pub use dry_run::DryRun;
@@ -74,10 +74,10 @@ struct Inner {
     plant: OnceLock<Weak<dyn Plant>>,
     /// What the plant had counted when it went.
     last_counts: OnceLock<Counts>,
-    admissions: AdmissionLedger,
+    admissions: Apart<AdmissionLedger>,
     queries: QueryLedger,
-    mix: Mix,
-    retry_budget: RetryBudget,
+    mix: Apart<Mix>,
+    retry_budget: Apart<RetryBudget>,
     layered: Layered,
     advice: Advice,
     holds: Holds,
@@ -85,7 +85,7 @@ struct Inner {
     dial_failures: AtomicU64,
     failed_uses: AtomicU64,
     written_off: AtomicU64,
-    draws: AtomicU64,
+    draws: Apart<AtomicU64>,
     /// The bits of an `f64`.
     share: AtomicU64,
     dry_run: Option<DryRunLedger>,
@@ -105,10 +105,10 @@ impl Gate {
             published,
             plant: OnceLock::new(),
             last_counts: OnceLock::new(),
-            admissions: AdmissionLedger::default(),
+            admissions: Apart::default(),
             queries: QueryLedger::default(),
-            mix: Mix::default(),
-            retry_budget: RetryBudget::default(),
+            mix: Apart::default(),
+            retry_budget: Apart::default(),
             layered: Layered::default(),
             advice: Advice::new(settings.max_retry_after),
             holds: Holds::new(settings.leak_warning_after),
@@ -116,7 +116,7 @@ impl Gate {
             dial_failures: AtomicU64::new(0),
             failed_uses: AtomicU64::new(0),
             written_off: AtomicU64::new(0),
-            draws: AtomicU64::new(settings.seed()),
+            draws: Apart::new(settings.seed().into()),
             share: AtomicU64::new(settings.share.to_bits()),
             dry_run: settings.dry_run.then(DryRunLedger::default),
             last_decision: Mutex::new(started),

@@ -7,14 +7,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 #[cfg(not(test))]
 use parking_lot::{Mutex, MutexGuard}; // spins first: what it protects is over sooner than a thread sleeps
 #[cfg(test)]
 use shuttle::sync::{Mutex, MutexGuard}; // for the interleaving tests, which decide who runs next at each lock
 
-use super::counts::{Bounds, Counts, Published};
+use super::counts::{Apart, Bounds, Counts, Published};
 use super::guarded;
 use super::hand_on::HandedOn;
 use super::holds::Held;
@@ -30,7 +30,7 @@ const SAMPLED: u64 = 16;
 pub(crate) struct Slots<T> {
     state: Mutex<State<T>>,
     pub published: Arc<Published>,
-    turn: AtomicU64,
+    turn: Apart<AtomicU64>,
 }
 
 impl<T: Held> Slots<T> {
@@ -38,7 +38,7 @@ impl<T: Held> Slots<T> {
         Self {
             state: Mutex::new(State::new(bounds, keeps)),
             published: Arc::default(),
-            turn: AtomicU64::new(0),
+            turn: Apart::default(),
         }
     }
 
@@ -50,7 +50,7 @@ impl<T: Held> Slots<T> {
         }
         let mut state = self.lock();
         let item = state.take_proven(class)?;
-        self.publish(&state);
+        self.published.idle.store(state.idle(), Relaxed); // nothing else has changed
         Some(item)
     }
 
@@ -172,14 +172,20 @@ impl<T: Held> Slots<T> {
         entry
     }
 
-    /// Gives a permit back: to the next in line if there is one, or free. `held` is the time it was held, where that was
-    /// measured; `now` is asked when somebody waits. True when it was one too many and is gone.
-    pub fn release(&self, item: T, held: Option<Duration>, now: impl FnOnce() -> Instant) -> bool {
+    /// Gives a permit back: to the next in line if there is one, or free. It was held `since` then, where that is measured;
+    /// `now` is asked once, when that is so or somebody waits. True when it was one too many and is gone.
+    pub fn release(&self, item: T, since: Option<Instant>, now: impl FnOnce() -> Instant) -> bool {
         // Looked at before the lock: who joins in between is not late yet.
-        let now = (self.published.queue_depth.load(Relaxed) > 0).then(now);
+        let waited_for = self.published.queue_depth.load(Relaxed) > 0;
+        let now = (waited_for || since.is_some()).then(now);
         let mut state = self.lock();
-        self.complete(&mut state, held);
+        self.complete(&mut state, since, now);
         let free = Free { item, since: None, unproven: false };
+        if state.is_calm() {
+            state.put_back(free);
+            self.published.idle.store(state.idle(), Relaxed); // nothing else has changed
+            return false;
+        }
         let handed_on = state.hand_on(free, now);
         self.publish(&state);
         drop(state);
@@ -187,10 +193,10 @@ impl<T: Held> Slots<T> {
     }
 
     /// A use has ended, whatever becomes of its connection.
-    fn complete(&self, state: &mut State<T>, held: Option<Duration>) {
+    fn complete(&self, state: &mut State<T>, since: Option<Instant>, now: Option<Instant>) {
         state.counts.completions += 1;
-        if let Some(held) = held {
-            state.use_time.add(held);
+        if let Some((since, now)) = since.zip(now) {
+            state.use_time.add(now.saturating_duration_since(since));
             let nanos = state.use_time.get().map_or(0, |mean| mean.as_nanos() as u64);
             self.published.use_time.store(nanos, Relaxed);
         }
@@ -206,11 +212,12 @@ impl<T: Held> Slots<T> {
         (waited_for || turn.is_multiple_of(SAMPLED)).then(clock)
     }
 
-    /// Destroys a permit whose use has ended; `held` as in [`release`](Self::release). What it carried is dropped after the lock
+    /// Destroys a permit whose use has ended; `since` as in [`release`](Self::release). What it carried is dropped after the lock
     /// is gone.
-    pub fn retire(&self, item: T, held: Option<Duration>, now: impl FnOnce() -> Instant) {
+    pub fn retire(&self, item: T, since: Option<Instant>, now: impl Fn() -> Instant) {
+        let ended = since.map(|_| now());
         let mut state = self.lock();
-        self.complete(&mut state, held);
+        self.complete(&mut state, since, ended);
         state.counts.in_use -= 1;
         let handed_on = state.hand_out(now);
         self.publish(&state);

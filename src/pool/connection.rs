@@ -127,13 +127,13 @@ impl<B: Backend> Inner<B> {
         if is_over {
             return self.discard(item, since);
         }
-        if self.slots.release(item, since.map(|since| since.elapsed()), || Instant::now().into_std()) {
+        if self.slots.release(item, since.map(Instant::into_std), || Instant::now().into_std()) {
             self.reconcile();
         }
     }
 
     fn discard(&self, item: Item<B>, since: Option<Instant>) {
-        self.slots.retire(item, since.map(|since| since.elapsed()), || Instant::now().into_std());
+        self.slots.retire(item, since.map(Instant::into_std), || Instant::now().into_std());
         self.reconcile();
     }
 }

@@ -217,7 +217,7 @@ impl Pool {
         if conn.dead.load(Relaxed) {
             self.slots.retire(conn, None, || self.now);
             self.fill();
-        } else if self.slots.release(conn, Some(Duration::from_millis(1)), || self.now) {
+        } else if self.slots.release(conn, Some(self.now), || self.now) {
             self.fill();
         }
     }
