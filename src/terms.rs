@@ -94,6 +94,10 @@ impl Deadline {
         self.0.saturating_duration_since(Instant::now())
     }
 
+    pub(crate) fn after(now: Instant, budget: Duration) -> Self {
+        Self(after(now, budget))
+    }
+
     pub(crate) fn instant(self) -> Instant {
         self.0
     }

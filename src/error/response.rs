@@ -95,8 +95,12 @@ pub(crate) fn push_back(headers: &mut HeaderMap, retry_after: Duration) {
     headers.insert(PUSHBACK, HeaderValue::from(retry_after.as_millis() as u64));
 }
 
-/// The seconds that a refusal may speak of, as headers: made once, so that a refusal under load makes none.
-static SECONDS: LazyLock<Vec<HeaderValue>> = LazyLock::new(|| (0u64..=120).map(HeaderValue::from).collect());
+/// The seconds that a refusal may speak of, as headers: made once and for good, so that a refusal under load neither makes one
+/// nor counts who refers to it.
+static SECONDS: LazyLock<Vec<HeaderValue>> = LazyLock::new(|| {
+    let seconds = (0u64..=120).map(|seconds| &*String::leak(seconds.to_string()));
+    seconds.map(HeaderValue::from_static).collect()
+});
 
 fn seconds(retry_after: Duration) -> HeaderValue {
     let seconds = retry_after.as_secs();

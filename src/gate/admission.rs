@@ -3,6 +3,8 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::{Gate, Inner};
 use crate::error::{Shed, ShedReason};
 use crate::law::admit::{Caps, Claim, Occupancy, admit};
@@ -32,23 +34,23 @@ impl Gate {
     ///
     /// Every call counts as an arrival; the layer calls it once for each request.
     pub fn admit(&self) -> Verdict {
-        self.decide(Terms::default(), None)
+        self.decide(Terms::default(), None, None)
     }
 
     /// The verdict on a request of this class or with this deadline, as [`admit`](Self::admit).
     pub fn admit_with(&self, terms: impl Into<Terms>) -> Verdict {
-        self.decide(terms.into(), None)
+        self.decide(terms.into(), None, None)
     }
 
-    /// The verdict; `attempt` where retries are told from first attempts.
-    pub(crate) fn decide(&self, terms: Terms, attempt: Option<Attempt>) -> Verdict {
+    /// The verdict; `attempt` where retries are told from first attempts, `now` where the clock has been looked at.
+    pub(crate) fn decide(&self, terms: Terms, attempt: Option<Attempt>, now: Option<Instant>) -> Verdict {
         let inner = &*self.inner;
         let seen = inner.published.occupancy();
         let refused = match terms.class {
             Class::Exempt => None,
             class => {
                 inner.mix.arrived(class);
-                self.judge(seen, terms, attempt)
+                self.judge(seen, terms, attempt, now)
             }
         };
         match self.overrule(refused, seen.queue_depth, terms.class) {
@@ -63,12 +65,21 @@ impl Gate {
         }
     }
 
-    fn judge(&self, seen: Occupancy, terms: Terms, attempt: Option<Attempt>) -> Option<ShedReason> {
+    fn judge(
+        &self,
+        seen: Occupancy,
+        terms: Terms,
+        attempt: Option<Attempt>,
+        now: Option<Instant>,
+    ) -> Option<ShedReason> {
         let inner = &*self.inner;
         if inner.published.draining() {
             return Some(ShedReason::Draining);
         }
-        let budget = match terms.deadline.map(Deadline::remaining) {
+        let left = |deadline: Deadline| {
+            deadline.instant().saturating_duration_since(now.unwrap_or_else(Instant::now))
+        };
+        let budget = match terms.deadline.map(left) {
             Some(Duration::ZERO) => return Some(ShedReason::Expired),
             Some(left) => left.min(inner.acquire_timeout),
             None => inner.acquire_timeout,

@@ -6,7 +6,6 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::config::ConfigError;
 use crate::gate::Attempt;
-use crate::terms::Deadline;
 
 /// The header of gRPC, which has a format of its own.
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
@@ -19,13 +18,13 @@ pub(super) struct Headers {
 }
 
 impl Headers {
-    /// The earliest deadline that a header speaks of. What cannot be read is as if it were not there.
-    pub fn deadline(&self, headers: &HeaderMap) -> Option<Deadline> {
+    /// The shortest time budget that a header speaks of. What cannot be read is as if it were not there.
+    pub fn budget(&self, headers: &HeaderMap) -> Option<Duration> {
         let budgets = self.deadlines.iter().filter_map(|name| {
             let value = headers.get(name)?;
             if *name == GRPC_TIMEOUT { grpc_timeout(value) } else { millis(value) }
         });
-        budgets.min().map(Deadline::within)
+        budgets.min()
     }
 
     /// Whether it is a retry, where a header is there to tell.

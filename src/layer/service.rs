@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::{Request, Response};
+use tokio::time::Instant;
 use tower_service::Service;
 
 use super::decided::mark;
@@ -12,7 +13,7 @@ use super::response::{broken, grpc_kind, grpc_refusal};
 use super::{Classify, Respond, ResponseFuture, StatusOnly, Unclassed};
 use crate::error::Shed;
 use crate::gate::{Attempt, GateHandle, Verdict, guarded};
-use crate::terms::{Class, Terms};
+use crate::terms::{Class, Deadline, Terms};
 
 /// Asks the gate about each request and passes on what is admitted. Made by
 /// [`AdaptivePoolLayer`](super::AdaptivePoolLayer).
@@ -49,27 +50,29 @@ impl<R, C> Asking<R, C> {
     {
         let gate = self.gate.gate();
         if gate.layered_number().is_none_or(|number| mark(request.extensions_mut(), number)) {
-            let (terms, attempt) = self.terms(request);
-            return gate.decide(terms, attempt);
+            let (terms, attempt, now) = self.terms(request);
+            return gate.decide(terms, attempt, now);
         }
         let given = Terms::of(request.extensions());
-        let deadline = self.headers.as_ref().and_then(|headers| headers.deadline(request.headers()));
-        put(request, given, given.until(deadline));
+        let earlier = self.headers.as_ref().and_then(|headers| deadline(headers, request).0);
+        put(request, given, given.until(earlier));
         Verdict::Admit
     }
 
     /// A request's class and deadline, from its extensions, its headers and the classifier. What was found out is put into
-    /// its extensions, for those who acquire for it.
-    fn terms<B>(&self, request: &mut Request<B>) -> (Terms, Option<Attempt>)
+    /// its extensions, for those who acquire for it. The time, where the clock was looked at.
+    fn terms<B>(&self, request: &mut Request<B>) -> (Terms, Option<Attempt>, Option<Instant>)
     where
         C: Classify<B>,
     {
         let given = Terms::of(request.extensions());
         let class = guarded(|| self.classifier.classify(request)).flatten();
         let mut terms = Terms { class: class.unwrap_or(given.class), ..given };
-        let mut attempt = None;
+        let (mut attempt, mut now) = (None, None);
         if let Some(headers) = &self.headers {
-            terms = terms.until(headers.deadline(request.headers()));
+            let until;
+            (until, now) = deadline(headers, request);
+            terms = terms.until(until);
             attempt = headers.attempt(request.headers());
             if attempt == Some(Attempt::Retry) {
                 let seen = request.extensions_mut().insert(SeenAsRetry).is_some();
@@ -80,7 +83,7 @@ impl<R, C> Asking<R, C> {
             }
         }
         put(request, given, terms);
-        (terms, attempt)
+        (terms, attempt, now)
     }
 
     /// The response to a refusal. Where the responder panics, 500.
@@ -96,6 +99,13 @@ impl<R, C> Asking<R, C> {
         response.extensions_mut().insert(shed);
         response
     }
+}
+
+/// The deadline that the headers speak of, and the time now, if they do.
+fn deadline<B>(headers: &Headers, request: &Request<B>) -> (Option<Deadline>, Option<Instant>) {
+    let budget = headers.budget(request.headers());
+    let now = budget.map(|_| Instant::now());
+    (now.zip(budget).map(|(now, budget)| Deadline::after(now, budget)), now)
 }
 
 /// Puts what was found out into a request's extensions, if it is something new.
