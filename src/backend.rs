@@ -135,7 +135,7 @@ impl Place {
     }
 
     /// Says that the server has ended the connection by itself, so that the pool need not find out at the next
-    /// hand-out: it counts as [`ConnectionState::Dead`], goes as soon as nobody holds it, and is replaced.
+    /// hand-out: it counts as [`ConnectionState::Dead`], and is closed and replaced, at once if it is idle.
     pub fn lost(&self) {
         self.lost.0.store(true, Relaxed);
         if let Some(owner) = self.owner.upgrade() {

@@ -97,6 +97,12 @@ async fn a_server_that_hangs_up_is_not_hammered_at_rest_and_it_is_told_once() {
 
         server.0.after.store(0, SeqCst);
         pool.ready().await.unwrap();
+        // A use shows that they live, though it does not end: others are dialed as fast as ever.
+        let _held = pool.acquire().await.unwrap();
+        pool.gate().set_size(20, 50).unwrap();
+        let began = Instant::now();
+        pool.ready().await.unwrap();
+        assert!(began.elapsed() < ms(200), "{:?}", began.elapsed());
     }
 }
 

@@ -209,3 +209,20 @@ async fn a_connection_whose_drop_panics_in_the_driver_does_not_end_it() {
     let Snapshot { limit, driven, .. } = pool.snapshot();
     assert!(limit > 1 && driven, "it grows again: {limit}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn connections_whose_drops_always_panic_cost_no_permit_and_do_not_end_the_process() {
+    let rig = Rigged::default();
+    let pool = AdaptivePool::builder(rig.clone()).min_size(1).max_size(8).build().unwrap();
+    rig.0.drop.store(i64::MAX, SeqCst);
+    load(&pool).await;
+    // A dead one is replaced in an acquire, several close at once, and all of them at the end.
+    rig.0.state.store(2, SeqCst);
+    drop(pool.acquire().await.unwrap());
+    pool.gate().set_size(1, 2).unwrap();
+    load(&pool).await;
+    let seen = pool.snapshot();
+    assert_eq!((seen.in_use, seen.queue_depth, seen.acquires.waiting()), (0, 0, 0), "{seen:?}");
+    pool.drain(Duration::from_secs(10)).await.unwrap();
+    assert_eq!(pool.snapshot().size, 0);
+}

@@ -138,7 +138,7 @@ fn a_pool_whose_runtime_is_gone_heals_in_the_runtime_of_whoever_comes() {
                 }
                 let began = Instant::now();
                 drop(pool.acquire().await.unwrap());
-                assert!(began.elapsed() < ms(1_000), "{:?}", began.elapsed());
+                assert!(began.elapsed() < ms(2_000), "{:?}", began.elapsed());
                 pool.ready().await.unwrap();
                 assert!(pool.snapshot().driven);
                 let mut held = vec![pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
@@ -194,7 +194,57 @@ fn without_any_runtime_an_acquire_that_would_wait_says_so_at_once() {
 }
 
 #[test]
-fn who_waits_when_the_runtime_of_the_pool_goes_is_answered_at_the_deadline() {
+fn a_waiter_takes_the_pool_over_when_its_runtime_goes() {
+    ends(|| {
+        let sim = Sim::default();
+        let (pools, serving) = (one_thread(), threads(1));
+        let pool = pools.block_on(async {
+            let pool =
+                AdaptivePool::builder(sim.clone()).fixed_size(1).acquire_timeout(ms(20_000)).build().unwrap();
+            pool.ready().await.unwrap();
+            pool
+        });
+        let held = pool.try_acquire().unwrap();
+        held.set(ConnectionState::Dead);
+        let waiting = serving.spawn({
+            let pool = pool.clone();
+            async move { pool.acquire().await.map(drop) }
+        });
+        serving.block_on(support::eventually(ms(5_000), async || pool.snapshot().queue_depth == 1));
+        drop(held); // to be replaced, where nothing runs
+        drop(pools);
+        let began = Instant::now();
+        serving.block_on(waiting).unwrap().expect("its own runtime dials");
+        assert!(began.elapsed() < ms(10_000), "{:?}", began.elapsed());
+        assert!(pool.snapshot().driven);
+    });
+}
+
+#[test]
+fn without_any_runtime_a_pool_says_so_instead_of_checking_or_waiting() {
+    ends(|| {
+        let first = one_thread();
+        let pool = first.block_on(async {
+            let pool = pool(&Sim::default()).build().unwrap();
+            pool.ready().await.unwrap();
+            pool
+        });
+        drop(first);
+        for _ in 0..2 {
+            let outcome = futures_util::FutureExt::now_or_never(pool.acquire()).expect("at once");
+            drop(outcome); // what was open may be used where its check needs no runtime
+        }
+        let _held: Vec<_> = std::iter::from_fn(|| pool.try_acquire().ok()).collect();
+        let error = futures_util::FutureExt::now_or_never(pool.acquire()).expect("at once").unwrap_err();
+        assert!(error.to_string().contains("runtime"), "{error}");
+        let error = futures_util::FutureExt::now_or_never(pool.ready()).map(Result::err);
+        assert!(error.is_some(), "ready() says at once how it is");
+        assert!(futures_util::FutureExt::now_or_never(pool.drain(ms(500))).is_some());
+    });
+}
+
+#[test]
+fn who_waits_when_the_runtime_of_a_limiter_goes_is_answered_at_the_deadline() {
     ends(|| {
         let (pools, serving) = (threads(1), threads(1));
         let limiter = pools.block_on(async { one_permit().build().unwrap() });
@@ -203,6 +253,7 @@ fn who_waits_when_the_runtime_of_the_pool_goes_is_answered_at_the_deadline() {
             let limiter = limiter.clone();
             async move { limiter.acquire().await.map(drop) }
         });
+        serving.block_on(support::eventually(ms(5_000), async || limiter.gate().snapshot().queue_depth == 1));
         drop(pools);
         let outcome = serving.block_on(waiting).unwrap();
         assert!(matches!(outcome, Err(AcquireError::Timeout(_))), "{outcome:?}");
@@ -251,11 +302,9 @@ fn a_pool_over_a_real_server_serves_one_runtime_after_the_other() {
     drop(first);
     for _ in 0..3 {
         one_thread().block_on(async {
-            let began = Instant::now();
             let connection = pool.acquire().await.unwrap();
             let row = connection.query_one("select 7", &[]).await.unwrap();
             assert_eq!(row.get::<_, i32>(0), 7);
-            assert!(began.elapsed() < ms(1_000), "{:?}", began.elapsed());
             drop(connection);
             pool.ready().await.unwrap();
         });

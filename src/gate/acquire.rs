@@ -1,7 +1,5 @@
 //! From an entry to a grant: the wait, its deadline, and what a waiter leaves behind when it is dropped.
 
-use std::error::Error;
-use std::fmt;
 use std::future::Future;
 use std::mem;
 use std::pin::Pin;
@@ -14,6 +12,7 @@ use tokio::time::{Instant, Sleep};
 use super::Gate;
 use super::driver::TICK;
 use super::holds::{At, Held};
+use super::home::{NoRuntime, poll_timer};
 use super::permits::{Entry, Leave};
 use super::queue::{Answer, Grant, Key, Times};
 use super::slots::Slots;
@@ -146,27 +145,29 @@ impl<'a, T: Held> Acquiring<'a, T> {
 
     fn enter(&mut self, waker: &Waker) -> Entry<T> {
         let span = self.span();
-        let driven = self.gate.revive();
-        match self.slots.enter(waker, span.class, span.times_at(span.started)) {
-            Entry::Queued(key) if !driven => {
-                Wait { slots: self.slots, key: Some(key) }.leave(Leave::Failed);
-                Entry::Failed(Arc::new(NoRuntime))
-            }
-            entry => entry,
-        }
+        self.gate.revive();
+        self.slots.enter(waker, span.class, span.times_at(span.started))
     }
 
     /// The driver answers at the deadline, so that thousands of waits need no timer each. A wait has one of its own where the
     /// deadline is nearer than the driver looks, or the driver is gone, or in another runtime, which may be busy or not driven.
-    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    ///
+    /// Ready with why to stop waiting.
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Leave> {
+        if !self.slots.published.driven() && !self.gate.revive() {
+            return Poll::Ready(Leave::Failed);
+        }
+        let span = self.span();
         if self.timer.is_none() {
-            let span = self.span();
             let at_home = *self.at_home.get_or_insert_with(|| self.gate.is_home());
-            if span.is_short() || !at_home || !self.slots.published.driven() {
+            if span.is_short() || !at_home {
                 self.timer = self.gate.timer(span.deadline()).map(Box::pin);
             }
         }
-        self.timer.as_mut().map_or(Poll::Pending, |timer| timer.as_mut().poll(cx))
+        let Some(timer) = &mut self.timer else { return Poll::Pending };
+        ready!(poll_timer(timer.as_mut(), cx));
+        // Early it fires where its runtime is gone.
+        Poll::Ready(if Instant::now() < span.deadline() { Leave::Failed } else { Leave::TimedOut })
     }
 }
 
@@ -205,12 +206,12 @@ impl<T: Held> Future for Acquiring<'_, T> {
         let Stage::Waiting(wait) = &mut this.stage else { return Poll::Ready(Err(Denied::Closed)) };
         let answer = match Pin::new(&mut *wait).poll(cx) {
             Poll::Ready(answer) => answer,
-            Poll::Pending if this.poll_timer(cx).is_pending() => return Poll::Pending,
             Poll::Pending => {
+                let why = ready!(this.poll_timer(cx));
                 if let Stage::Waiting(wait) = &mut this.stage {
-                    wait.leave(Leave::TimedOut);
+                    wait.leave(why);
                 }
-                Answer::TimedOut
+                if why == Leave::Failed { Answer::Failed(Arc::new(NoRuntime)) } else { Answer::TimedOut }
             }
         };
         this.stage = Stage::Ended;
@@ -223,18 +224,6 @@ impl<T: Held> Future for Acquiring<'_, T> {
         })
     }
 }
-
-/// Neither the runtime of the build nor one of the caller's is there to dial in, or to wait in.
-#[derive(Clone, Copy, Debug)]
-struct NoRuntime;
-
-impl fmt::Display for NoRuntime {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the Tokio runtime of build() is gone, and the caller is in none with timers that could take over")
-    }
-}
-
-impl Error for NoRuntime {}
 
 /// The error of an acquire whose deadline came first, told to the observers.
 pub(crate) fn timed_out<T: Held>(

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
+use super::Gate;
 use super::holds::Held;
 use super::slots::Slots;
 use crate::error::DrainTimeout;
@@ -13,6 +14,7 @@ use crate::terms::after;
 /// Refuses new acquires, serves those who wait, and ends when every place is free; after `deadline` at the latest, when
 /// those who still wait are answered. `changed` is notified whenever a place is freed or a dial ends.
 pub(crate) async fn drain<T: Held>(
+    gate: &Gate,
     slots: &Slots<T>,
     changed: &Notify,
     deadline: Duration,
@@ -25,7 +27,7 @@ pub(crate) async fn drain<T: Held>(
     };
     loop {
         let changed = changed.notified();
-        if over() || timeout_at(deadline, changed).await.is_err() {
+        if over() || gate.until(deadline, changed).await.is_none() {
             break;
         }
     }

@@ -1,11 +1,15 @@
 //! Where driver and dials run: in the runtime of the build, and once that is gone, in the runtime of a caller.
 
-use std::future::Future;
+use std::error::Error;
+use std::fmt;
+use std::future::{Future, poll_fn};
 use std::panic::catch_unwind;
+use std::pin::{Pin, pin};
 use std::sync::{Mutex, PoisonError, RwLock};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, Id};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
@@ -38,6 +42,23 @@ pub(crate) fn has_timers() -> bool {
     catch_unwind(|| drop(sleep(Duration::ZERO))).is_ok()
 }
 
+/// Polls a timer. One whose runtime has gone, which would panic, is ready.
+pub(super) fn poll_timer(timer: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
+    guarded(|| timer.poll(cx)).unwrap_or(Poll::Ready(()))
+}
+
+/// Neither the runtime of the build nor one of the caller's is there to dial in, or to wait in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NoRuntime;
+
+impl fmt::Display for NoRuntime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the Tokio runtime of build() is gone, and the caller is in none with timers that could take over")
+    }
+}
+
+impl Error for NoRuntime {}
+
 impl Gate {
     /// Runs a task where the driver runs. In a runtime that is gone the task is dropped at once.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
@@ -62,10 +83,14 @@ impl Gate {
         true
     }
 
+    /// The runtime of the driver.
+    pub(crate) fn home(&self) -> Id {
+        self.inner.home.runtime.read().unwrap_or_else(PoisonError::into_inner).id()
+    }
+
     /// Whether the caller runs where the driver does.
     pub(super) fn is_home(&self) -> bool {
-        let home = self.inner.home.runtime.read().unwrap_or_else(PoisonError::into_inner);
-        Handle::try_current().is_ok_and(|runtime| runtime.id() == home.id())
+        Handle::try_current().is_ok_and(|runtime| runtime.id() == self.home())
     }
 
     /// A timer of the caller's runtime, or, where that has none, of the driver's.
@@ -76,5 +101,17 @@ impl Gate {
             let _inside = self.inner.home.runtime().enter();
             timer()
         })
+    }
+
+    /// Awaits something until a deadline, also outside of any runtime. `None` when the deadline came first, or nobody can tell
+    /// when it comes.
+    pub(crate) async fn until<F: Future>(&self, deadline: Instant, future: F) -> Option<F::Output> {
+        let mut timer = pin!(self.timer(deadline)?);
+        let mut future = pin!(future);
+        poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending => poll_timer(timer.as_mut(), cx).map(|()| None),
+        })
+        .await
     }
 }

@@ -172,7 +172,7 @@ impl Limiter {
     /// # Errors
     /// After `deadline`: how many permits are still out.
     pub async fn drain(&self, deadline: Duration) -> Result<(), DrainTimeout> {
-        drain(&self.inner.slots, &self.inner.changed, deadline).await
+        drain(&self.inner.gate, &self.inner.slots, &self.inner.changed, deadline).await
     }
 
     pub(crate) fn start(builder: Builder<LimitOnly>) -> Result<Self, ConfigError> {
@@ -197,12 +197,6 @@ impl Limiter {
             failed: AtomicBool::new(false),
             limiter: self.inner.clone(),
         }
-    }
-}
-
-impl From<Limiter> for Gate {
-    fn from(limiter: Limiter) -> Self {
-        limiter.inner.gate.clone()
     }
 }
 

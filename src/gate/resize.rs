@@ -7,7 +7,7 @@ use super::counts::Bounds;
 use super::holds::Held;
 use super::permits::{Free, NoDial};
 use super::queue::Answer;
-use super::slots::{Slots, wake};
+use super::slots::{Slots, close, wake};
 use crate::error::SharedError;
 
 impl<T: Held> Slots<T> {
@@ -80,7 +80,7 @@ impl<T: Held> Slots<T> {
         self.publish(&state);
         drop(state);
         handed_on.finish();
-        drop(surplus);
+        close(surplus);
         (from, to)
     }
 
@@ -127,7 +127,7 @@ impl<T: Held> Slots<T> {
         drop(state);
         handed_on.finish();
         wake(parked);
-        drop(surplus);
+        close(surplus);
         Some((from, to))
     }
 
@@ -142,7 +142,7 @@ impl<T: Held> Slots<T> {
         let next = if spare > old { state.free.front().and_then(|free| free.since) } else { None };
         self.publish(&state);
         drop(state);
-        drop(surplus);
+        close(surplus);
         (old, next)
     }
 
@@ -151,15 +151,19 @@ impl<T: Held> Slots<T> {
     ///
     /// `dead` runs under the lock: no code of a user's.
     pub fn close_idle_if(&self, dead: impl Fn(&T) -> bool, closing: impl Fn(&T)) {
-        self.close_those(|free| dead(&free.item)).iter().for_each(|free| closing(&free.item));
+        let dead = self.take_those(|free| dead(&free.item));
+        for free in &dead {
+            closing(&free.item);
+        }
+        close(dead);
     }
 
     /// Closes what has been free for so long that it would be checked, as [`close_idle_if`](Self::close_idle_if) does.
     pub fn close_unproven(&self) {
-        drop(self.close_those(|free| free.unproven));
+        close(self.take_those(|free| free.unproven));
     }
 
-    fn close_those(&self, condemned: impl Fn(&Free<T>) -> bool) -> Vec<Free<T>> {
+    fn take_those(&self, condemned: impl Fn(&Free<T>) -> bool) -> Vec<Free<T>> {
         let mut closing = Vec::new();
         let mut state = self.lock();
         for _ in 0..state.free.len() {
@@ -182,7 +186,7 @@ impl<T: Held> Slots<T> {
         let free = std::mem::take(&mut state.free);
         self.publish(&state);
         drop(state);
-        drop(free);
+        close(free);
     }
 
     /// Answers those who still wait, and lets nobody in any more: the pool is closed.
@@ -198,7 +202,7 @@ impl<T: Held> Slots<T> {
         wakers.extend([state.parked.take(), state.keeper.take()]);
         self.publish(&state);
         drop(state);
-        drop(free);
+        close(free);
         wakers.into_iter().for_each(wake);
     }
 }

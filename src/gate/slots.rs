@@ -143,7 +143,7 @@ impl<T: Held> Slots<T> {
         self.publish(&state);
         drop(state);
         handed_on.finish();
-        drop(item);
+        close([item]);
     }
 
     /// A grant whose connection turned out dead: its permit is destroyed, and the same acquire goes on with the next
@@ -168,7 +168,7 @@ impl<T: Held> Slots<T> {
         wake(keeper);
         wake(pushed_out);
         handed_on.finish();
-        drop(dead);
+        close([dead]);
         entry
     }
 
@@ -223,7 +223,7 @@ impl<T: Held> Slots<T> {
         self.publish(&state);
         drop(state);
         handed_on.finish();
-        drop(item);
+        close([item]);
     }
 
     /// Parks the driver while nothing is held or awaited and the limit is `base_limit`; `Ready` when there is something to
@@ -294,8 +294,8 @@ impl<T: Held> Slots<T> {
     /// Whether somebody calls [`expire`](Self::expire) and [`sample`](Self::sample). Without it every waiter must look at the
     /// clock itself. Whoever does so from now on does it in another runtime, in which what is free may not work any more.
     pub fn set_driven(&self, driven: bool) {
-        self.published.driven.store(driven, Relaxed);
         let mut state = self.lock();
+        self.published.driven.store(driven, Relaxed);
         for free in &mut state.free {
             free.unproven = true;
         }
@@ -304,7 +304,7 @@ impl<T: Held> Slots<T> {
             let parked = state.parked.replace(Waker::noop().clone());
             let wakers = state.queue.take_wakers();
             drop(state);
-            drop(parked);
+            wake(parked); // it may be the next driver's already
             wakers.into_iter().for_each(wake);
         }
     }
@@ -326,6 +326,13 @@ impl<T: Held> Slots<T> {
         return self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         #[cfg(not(test))]
         self.state.lock()
+    }
+}
+
+/// Drops what has left the slots, each by itself: the drop of a user's connection may panic, and costs nobody else anything.
+pub(super) fn close<T>(items: impl IntoIterator<Item = T>) {
+    for item in items {
+        guarded(|| drop(item));
     }
 }
 

@@ -64,14 +64,15 @@ impl Gate {
     #[must_use]
     pub fn watch(&self) -> SnapshotWatch {
         let sender = &self.inner.publisher.sender;
-        let _ = sender.send_replace(Arc::new(self.snapshot()));
+        // Made under the lock: of two at once the later one stays.
+        sender.send_modify(|newest| *newest = Arc::new(self.snapshot()));
         SnapshotWatch { receiver: sender.subscribe() }
     }
 
     pub(crate) fn publish_snapshot(&self) {
         let sender = &self.inner.publisher.sender;
         if sender.receiver_count() > 0 {
-            let _ = sender.send_replace(Arc::new(self.snapshot()));
+            sender.send_modify(|newest| *newest = Arc::new(self.snapshot()));
         }
     }
 }

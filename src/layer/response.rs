@@ -15,7 +15,8 @@ pub trait Respond<B> {
     /// The response to a request that is no gRPC call. Should this panic, the answer is 500.
     fn respond(&self, shed: &Shed) -> Response<B>;
 
-    /// A body with nothing in it: of the answer to a gRPC call, which is in its headers, and of a 500.
+    /// A body with nothing in it: of the answer to a gRPC call, which is in its headers, and of a 500. It must not panic: nothing
+    /// is left to answer with then.
     fn empty(&self) -> B;
 }
 

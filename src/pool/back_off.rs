@@ -149,11 +149,18 @@ impl Dialing {
         state.died_young == TOLD
     }
 
-    /// A connection was used: what is opened lives.
+    /// Whether connections have died young, and none has been used since.
+    pub fn is_wary(&self) -> bool {
+        self.wary.load(Relaxed)
+    }
+
+    /// A connection is used: what is opened lives.
     pub fn lives(&self) {
-        if self.wary.load(Relaxed) {
-            self.wary.store(false, Relaxed);
-            self.lock().died_young = 0;
+        let mut state = self.lock();
+        self.wary.store(false, Relaxed);
+        state.died_young = 0;
+        if state.failures == 0 {
+            state.not_before = Instant::now();
         }
     }
 

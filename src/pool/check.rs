@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::{Inner, Item};
 use crate::backend::Backend;
@@ -34,18 +34,19 @@ impl<B: Backend> Inner<B> {
         let (now, deadline) = (Instant::now(), span.deadline());
         let third = deadline.saturating_duration_since(now) / 3;
         let patience = now + third.clamp(SHORTEST_CHECK_TIMEOUT, CHECK_TIMEOUT);
-        let checked = timeout_at(deadline.min(patience), self.backend.check(&mut item.connection)).await;
-        if checked.is_err() && now.elapsed() >= TELLING {
+        let check = self.backend.check(&mut item.connection);
+        let checked = self.gate.until(deadline.min(patience), check).await;
+        if checked.is_none() && now.elapsed() >= TELLING {
             self.slots.close_unproven();
         }
-        if checked.is_err() && deadline < patience {
+        if checked.is_none() && deadline < patience {
             grant.why = Leave::TimedOut;
             drop(grant);
             let dial_error = self.dialing.blocking_error(&self.slots.counts());
             return Err(timed_out(&self.gate, &self.slots, span, dial_error));
         }
         let item = grant.item.take().ok_or(AcquireError::Closed)?;
-        Ok(if matches!(checked, Ok(Ok(()))) { Ok(item) } else { Err(item) })
+        Ok(if matches!(checked, Some(Ok(()))) { Ok(item) } else { Err(item) })
     }
 }
 

@@ -35,6 +35,7 @@ pub struct Connection<B: Backend> {
 impl<B: Backend> Connection<B> {
     pub(super) fn new(mut item: Item<B>, pool: &Arc<Inner<B>>, terms: Terms, at: At) -> Self {
         item.holder.begin(&pool.gate.holds().clock, at);
+        pool.served();
         let since = pool.slots.measure(Instant::now);
         let (deadline, failed) = (terms.deadline, AtomicBool::new(false));
         Self { item: Some(item), since, deadline, failed, pool: pool.clone() }
@@ -123,7 +124,6 @@ impl<B: Backend> Drop for Connection<B> {
 impl<B: Backend> Inner<B> {
     fn give_back(&self, mut item: Item<B>, since: Option<Instant>) {
         let is_over = self.lifetime.used_up(&mut item, &self.gate.holds().clock);
-        self.used(&item);
         if is_over {
             return self.discard(item, since);
         }

@@ -5,11 +5,13 @@ use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use tokio::runtime::Id;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Inner, Item};
 use crate::backend::{Backend, Lost, Place, Refusal};
 use crate::error::SharedError;
+use crate::gate::guarded;
 use crate::law::{Decision, Reason};
 use crate::observe::Event;
 use crate::terms::after;
@@ -29,7 +31,12 @@ impl<B: Backend> Inner<B> {
 
     fn next_dialer(&self) -> Option<Turn<B>> {
         let wanted = self.dialing.take_turn(|dialers| self.slots.wants_dial(dialers));
-        wanted.then(|| Turn { pool: self.this.clone(), begun: false, given_back: false })
+        wanted.then(|| Turn {
+            pool: self.this.clone(),
+            home: self.gate.home(),
+            begun: false,
+            given_back: false,
+        })
     }
 
     /// The right to dial now, or the end of a dialer, which gives its turn back.
@@ -50,10 +57,11 @@ impl<B: Backend> Inner<B> {
         }
     }
 
-    /// A connection comes back from its use.
-    pub(super) fn used(&self, item: &Item<B>) {
-        if item.was_used_once() {
+    /// A connection is about to be used.
+    pub(super) fn served(&self) {
+        if self.dialing.is_wary() {
             self.dialing.lives();
+            self.reconcile();
         }
     }
 
@@ -69,7 +77,7 @@ impl<B: Backend> Inner<B> {
     }
 
     fn dialed(&self, Dialed { connection, lost, took }: Dialed<B>) {
-        drop(self.dialing.succeeded(self.gate.draw()));
+        let old = self.dialing.succeeded(self.gate.draw());
         let holds = self.gate.holds();
         let pooled =
             self.lifetime.begin(connection, lost.clone(), holds.join(), &holds.clock, self.gate.draw());
@@ -80,11 +88,11 @@ impl<B: Backend> Inner<B> {
         self.gate.observe(|| Event::Dialed { took });
         self.reconcile();
         self.tell();
+        guarded(|| drop(old));
     }
 
     fn dial_failed(&self, error: &SharedError, refusal: Refusal) {
         let (not_before, old) = self.dialing.failed(error, refusal, self.gate.draw());
-        drop(old);
         self.slots.open_failed();
         if refusal == Refusal::Full {
             self.stay();
@@ -94,6 +102,7 @@ impl<B: Backend> Inner<B> {
         let patience = if self.dialing.fails_fast() { Duration::MAX } else { Duration::ZERO };
         self.slots.no_dial_before(after(not_before, patience).into_std(), error);
         self.tell();
+        guarded(|| drop(old));
     }
 }
 
@@ -144,7 +153,9 @@ struct Dialed<B: Backend> {
 /// runtime is going down. Another one takes over.
 struct Turn<B: Backend> {
     pool: Weak<Inner<B>>,
-    /// Its dialer has run at all: else there is no runtime that would run another.
+    /// The runtime that was to run it.
+    home: Id,
+    /// Its dialer has run at all: else that runtime is gone, and would run no other.
     begun: bool,
     given_back: bool,
 }
@@ -155,7 +166,7 @@ impl<B: Backend> Drop for Turn<B> {
             && let Some(pool) = self.pool.upgrade()
         {
             pool.dialing.give_turn_back();
-            if self.begun {
+            if self.begun || self.home != pool.gate.home() {
                 pool.reconcile();
             }
         }

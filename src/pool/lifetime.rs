@@ -36,11 +36,6 @@ impl<C> Pooled<C> {
     pub fn died_young(&self, clock: &SlowClock) -> Option<u64> {
         (self.uses == 0 && clock.read() < self.opened + YOUNG).then_some(self.opened)
     }
-
-    /// Whether it has just been used for the first time.
-    pub fn was_used_once(&self) -> bool {
-        self.uses == 1
-    }
 }
 
 impl<C> Held for Box<Pooled<C>> {

@@ -16,13 +16,14 @@ use std::time::Duration;
 use http::Extensions;
 use tokio::sync::Notify;
 use tokio::task::coop::consume_budget;
-use tokio::time::{Instant as Clock, timeout_at};
+use tokio::time::Instant as Clock;
 
 use crate::backend::{Backend, ConnectionState};
 use crate::config::{Builder, ConfigError};
 use crate::error::{AcquireError, DrainTimeout, NotReady, ShedReason};
 use crate::gate::counts::Counts;
 use crate::gate::holds::At;
+use crate::gate::home::NoRuntime;
 use crate::gate::permits::{Entry, Keeps};
 use crate::gate::queue::Grant;
 use crate::gate::slots::Slots;
@@ -205,7 +206,7 @@ impl<B: Backend> AdaptivePool<B> {
         let mut deadline = after(Clock::now(), limit);
         let mut most = 0;
         loop {
-            inner.gate.revive();
+            let runs = inner.gate.revive();
             let changed = inner.changed.notified();
             let counts = inner.slots.counts();
             let open = counts.open();
@@ -216,8 +217,8 @@ impl<B: Backend> AdaptivePool<B> {
                 (most, deadline) = (open, after(Clock::now(), limit));
             }
             let hopeless = inner.slots.published.draining() || (open == 0 && inner.dialing.is_rejected());
-            if hopeless || timeout_at(deadline, changed).await.is_err() {
-                let error = inner.dialing.last_error();
+            if !runs || hopeless || inner.gate.until(deadline, changed).await.is_none() {
+                let error = if runs { inner.dialing.last_error() } else { Some(Arc::new(NoRuntime) as _) };
                 return Err(NotReady { open, min_size: counts.min_size, error });
             }
         }
@@ -233,7 +234,7 @@ impl<B: Backend> AdaptivePool<B> {
     /// After `deadline`: how many connections are still out. Those who wait are answered [`AcquireError::Closed`], and
     /// what is still held closes when it comes back.
     pub async fn drain(&self, deadline: Duration) -> Result<(), DrainTimeout> {
-        drain(&self.inner.slots, &self.inner.changed, deadline).await
+        drain(&self.inner.gate, &self.inner.slots, &self.inner.changed, deadline).await
     }
 
     /// Everything there is to see, read together. Short for `gate().snapshot()`.
@@ -308,12 +309,6 @@ impl<B: Backend> Drop for Inner<B> {
 impl<B: Backend> Clone for AdaptivePool<B> {
     fn clone(&self) -> Self {
         Self { inner: self.inner.clone() }
-    }
-}
-
-impl<B: Backend> From<AdaptivePool<B>> for Gate {
-    fn from(pool: AdaptivePool<B>) -> Self {
-        pool.inner.gate.clone()
     }
 }
 
