@@ -13,7 +13,7 @@ use std::convert::Infallible;
 use std::future::{Future, ready};
 use std::hint::black_box;
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
@@ -25,7 +25,7 @@ use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::timeout;
 use tokio_postgres::NoTls;
-use tower_adaptive_pool::{AdaptivePool, Backend, ConnectionState, Limiter, Place, Postgres};
+use tower_adaptive_pool::{AdaptivePool, Backend, ConnectionState, Deadline, Limiter, Place, Postgres};
 
 /// Connections of the pools that are never exhausted.
 const SIZE: usize = 10;
@@ -154,9 +154,16 @@ fn waiters(criterion: &mut Criterion) {
     cancel(&mut group, "adaptive", || limiter.acquire());
     assert_eq!(limiter.gate().snapshot().queue_depth, 0);
 
+    expiring(&mut group);
+
     // The same future, timer included, over the queue that tokio has.
     let semaphore = Semaphore::new(0);
     cancel(&mut group, "tokio_semaphore_timeout", || timeout(NEVER, semaphore.acquire()));
+}
+
+fn one_permit() -> Limiter {
+    let builder = Limiter::builder().fixed_size(1).hard_cap(2 * WAITERS).acquire_timeout(NEVER);
+    builder.build().expect("a limiter")
 }
 
 /// One iteration is one of [`WAITERS`] cancels: whole queues are made and emptied, and only the emptying counts.
@@ -168,6 +175,44 @@ fn cancel<F: Future>(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, wait:
             spent.mul_f64(iterations as f64 / (queues * WAITERS as u64) as f64)
         });
     });
+}
+
+/// One iteration is one of [`WAITERS`] whose deadlines come all the time, in another order than they have arrived in: a single
+/// permit goes from one to the next of those who still wait.
+fn expiring(group: &mut BenchmarkGroup<'_, WallTime>) {
+    group.bench_function("adaptive_expiring", |bencher| {
+        bencher.iter_custom(|iterations| {
+            let queues = iterations.div_ceil(WAITERS as u64);
+            let spent: Duration = (0..queues).map(serve_all).sum();
+            spent.mul_f64(iterations as f64 / (queues * WAITERS as u64) as f64)
+        });
+    });
+}
+
+fn serve_all(seed: u64) -> Duration {
+    let limiter = one_permit();
+    let mut context = Context::from_waker(Waker::noop());
+    let mut permit = Some(limiter.try_acquire().expect("the only permit"));
+    // About half of them are late when their turn comes.
+    let from = Instant::now() + Duration::from_millis(200);
+    let mut deadlines: Vec<_> = (0..WAITERS as u32).map(|n| from + Duration::from_micros(1) * n).collect();
+    shuffle(&mut deadlines, seed);
+    let wait = |deadline| Box::pin(limiter.acquire_with(Deadline::at(deadline)));
+    let mut waiting: Vec<_> = deadlines.into_iter().map(wait).collect();
+    for waiter in &mut waiting {
+        assert!(waiter.as_mut().poll(&mut context).is_pending());
+    }
+    while Instant::now() < from {}
+    let (started, mut granted) = (Instant::now(), 0);
+    for waiter in &mut waiting {
+        drop(permit.take());
+        if let Poll::Ready(Ok(grant)) = waiter.as_mut().poll(&mut context) {
+            (permit, granted) = (Some(grant), granted + 1);
+        }
+    }
+    let took = started.elapsed();
+    assert!(granted > WAITERS / 100, "{granted} were granted");
+    took
 }
 
 fn cancel_all<F: Future>(wait: impl Fn() -> F, seed: u64) -> Duration {

@@ -204,3 +204,38 @@ fn acquire_and_do_anything(pool: &Pool) {
         pool.give_back(conn);
     }
 }
+
+/// One runtime goes while the driver begins to run in another.
+#[test]
+fn a_driver_that_parks_while_the_one_before_it_goes_is_woken_by_who_comes() {
+    interleave(|| {
+        let pool = Pool::new(BOUNDS, 1);
+        pool.slots.set_driven(true);
+        let goes = pool.spawn(|pool| pool.slots.set_driven(false));
+        let comes = pool.spawn(|pool| {
+            pool.slots.set_driven(true);
+            let seen = pool.slots.counts().acquires.started;
+            block_on(poll_fn(|cx| pool.slots.poll_busy(seen, cx.waker())));
+        });
+        goes.join().unwrap();
+        let conn = pool.acquire(Caller::Waits).expect("one is idle");
+        comes.join().unwrap();
+        pool.give_back(conn);
+        pool.at_rest(1);
+    });
+}
+
+/// The keeper of deadlines parks while nobody waits.
+#[test]
+fn whoever_waits_wakes_the_keeper_of_deadlines() {
+    interleave(|| {
+        let pool = Pool::new(BOUNDS, 1);
+        let held = pool.acquire(Caller::Waits).expect("one is idle");
+        let keeper = pool.spawn(|pool| block_on(poll_fn(|cx| pool.slots.poll_waited(cx.waker()))));
+        let waiting = pool.spawn(|pool| pool.call(Caller::Waits));
+        keeper.join().unwrap();
+        pool.give_back(held);
+        assert!(waiting.join().unwrap());
+        pool.at_rest(1);
+    });
+}

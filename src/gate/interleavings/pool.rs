@@ -152,8 +152,10 @@ impl Pool {
         let may_wait = !matches!(caller, Caller::Tries);
         // Before or after what `no_dial_before` says, and never past already.
         let deadline = self.now + Duration::from_secs(thread_rng().gen_range(1..3));
-        let enter = || self.slots.enter(Waker::noop(), Class::High, self.until(deadline));
-        let mut entry = match self.slots.take(Class::High) {
+        // In a full queue the higher one pushes the lower one out.
+        let class = if thread_rng().gen_bool(0.3) { Class::Critical } else { Class::High };
+        let enter = || self.slots.enter(Waker::noop(), class, self.until(deadline));
+        let mut entry = match self.slots.take(class) {
             Some(item) => Entry::Granted(Grant { item, unproven: false }),
             None if may_wait => enter(),
             None => self.slots.try_enter(|| self.now),
@@ -176,7 +178,7 @@ impl Pool {
                 assert!(self.held.lock().unwrap().insert(conn.id), "{} has two holders", conn.id);
                 return Some(conn);
             }
-            let waits = may_wait.then_some((Class::High, self.until(deadline)));
+            let waits = may_wait.then_some((class, self.until(deadline)));
             entry = self.slots.reject(conn, waits, || self.now);
             self.fill();
         }
