@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use super::counts::Bounds;
+use super::guarded::Guarded;
 use super::holds::Held;
 use super::permits::{Free, NoDial};
 use super::queue::Answer;
@@ -57,7 +58,7 @@ impl<T: Held> Slots<T> {
     /// waits in vain, and is told why at once: those who wait, and those who come.
     pub fn no_dial_before(&self, until: Instant, error: &SharedError) {
         let mut state = self.lock();
-        let old = state.no_dial.replace(NoDial { until, error: error.clone() });
+        let old = state.no_dial.replace(NoDial { until, error: Guarded::new(error.clone()) });
         let wakers = match state.hopeless() {
             Some(_) => state.queue.answer_until(until, || Answer::Failed(error.clone())),
             None => Vec::new(),
@@ -198,7 +199,7 @@ impl<T: Held> Slots<T> {
         wakers.extend([state.parked.take(), state.keeper.take()]);
         self.publish(&state);
         drop(state);
-        drop(free);
         wakers.into_iter().for_each(wake);
+        drop(free);
     }
 }

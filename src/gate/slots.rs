@@ -119,18 +119,19 @@ impl<T: Held> Slots<T> {
     /// Ends a wait without having fetched its answer: a permit that was set aside goes to the next in line.
     pub fn leave(&self, key: Key, why: Leave, now: impl FnOnce() -> Instant) {
         let mut state = self.lock();
-        let answer = state.queue.leave(key);
+        let left = state.queue.leave(key);
         state.count(why);
-        let handed_on = match answer {
-            Some(Answer::Granted(grant)) => {
+        let (handed_on, other) = match left {
+            Ok(Answer::Granted(grant)) => {
                 grant.item.end_hold();
-                Some(state.hand_on(grant.into(), Some(now())))
+                (Some(state.hand_on(grant.into(), Some(now()))), None)
             }
-            _ => None,
+            other => (None, Some(other)),
         };
         self.publish(&state);
         drop(state);
         handed_on.map(HandedOn::finish);
+        guarded(|| drop(other)); // a backend's error, or an executor's waker
     }
 
     /// Takes a grant back that never reached its caller: the permit is destroyed, the acquire ends as `why`.

@@ -8,7 +8,7 @@ use super::{Inner, Item};
 use crate::backend::Backend;
 use crate::error::AcquireError;
 use crate::gate::permits::Leave;
-use crate::gate::{Span, timed_out};
+use crate::gate::{Span, guarded_future, timed_out};
 
 /// The longest a check may take before its connection counts as dead; a round trip takes a thousandth of it.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
@@ -34,7 +34,8 @@ impl<B: Backend> Inner<B> {
         let (now, deadline) = (Instant::now(), span.deadline());
         let third = deadline.saturating_duration_since(now) / 3;
         let patience = now + third.clamp(SHORTEST_CHECK_TIMEOUT, CHECK_TIMEOUT);
-        let checked = timeout_at(deadline.min(patience), self.backend.check(&mut item.connection)).await;
+        let check = guarded_future(|| self.backend.check(&mut item.connection));
+        let checked = timeout_at(deadline.min(patience), check).await;
         if checked.is_err() && now.elapsed() >= TELLING {
             self.slots.close_unproven();
         }
@@ -45,7 +46,7 @@ impl<B: Backend> Inner<B> {
             return Err(timed_out(&self.gate, &self.slots, span, dial_error));
         }
         let item = grant.item.take().ok_or(AcquireError::Closed)?;
-        Ok(if matches!(checked, Ok(Ok(()))) { Ok(item) } else { Err(item) })
+        Ok(if matches!(checked, Ok(Some(Ok(())))) { Ok(item) } else { Err(item) })
     }
 }
 

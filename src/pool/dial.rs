@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::{Inner, Item};
 use crate::backend::{Backend, Lost, Place, Refusal};
 use crate::error::SharedError;
+use crate::gate::guarded;
 use crate::law::{Decision, Reason};
 use crate::observe::Event;
 use crate::terms::after;
@@ -112,7 +113,7 @@ async fn dialer<B: Backend>(mut turn: Turn<B>, backend: Arc<B>) {
             Some(pool) => match pool.next_dial(&mut turn) {
                 None => {
                     // A drain may wait for the waiters this dialer was for; they have left.
-                    pool.changed.notify_waiters();
+                    guarded(|| pool.changed.notify_waiters());
                     return;
                 }
                 Some(attempt) => (attempt, pool.dialing.timeout()),
@@ -125,7 +126,7 @@ async fn dialer<B: Backend>(mut turn: Turn<B>, backend: Arc<B>) {
         attempt.end(match outcome {
             Ok(Ok(connection)) => Ok(Dialed { connection, lost, took: started.elapsed() }),
             Ok(Err(error)) => {
-                let refusal = backend.refusal(&error);
+                let refusal = guarded(|| backend.refusal(&error)).unwrap_or(Refusal::Away);
                 Err((Arc::new(error), refusal))
             }
             Err(_) => Err((Arc::new(DialTimeout(limit)), Refusal::Away)),
