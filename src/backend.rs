@@ -27,15 +27,15 @@ pub trait Backend: Send + Sync + 'static {
     /// `state` panics counts as [`ConnectionState::Dead`].
     fn state(&self, connection: &Self::Connection) -> ConnectionState;
 
-    /// What a failed dial means for the next one.
+    /// What a failed dial means for the next one. A panic is as [`Refusal::Away`].
     fn refusal(&self, error: &Self::Error) -> Refusal {
         let _ = error;
         Refusal::Away
     }
 
     /// Makes sure that a connection still works before it is handed out: one that says [`ConnectionState::Check`], or that
-    /// was idle for longer than `check_after`. Runs inside the caller's deadline; an error costs the caller nothing but
-    /// the next connection.
+    /// was idle for longer than `check_after`. Runs inside the caller's deadline; an error, or a panic, costs the caller
+    /// nothing but the next connection.
     ///
     /// It has a second, or a third of what is left until the deadline if that is less (but 100 ms). When it has not
     /// ended by then, every other connection that was idle for longer than `check_after` is closed too.
@@ -48,7 +48,7 @@ pub trait Backend: Send + Sync + 'static {
     }
 
     /// Brings a [`ConnectionState::Settle`] connection into a state fit for the next caller. Runs in the background; an error,
-    /// or any state but ready afterwards, discards the connection.
+    /// a panic, or any state but ready afterwards, discards the connection.
     fn settle(
         &self,
         connection: &mut Self::Connection,

@@ -55,7 +55,7 @@ async fn drive(mut seat: Seat) {
             Wake::Upkeep => {
                 let Some(plant) = plant.upgrade() else { return };
                 upkeep.keep(gate, &*plant);
-                guarded(|| gate.publish_snapshot());
+                gate.publish_snapshot();
                 continue;
             }
             Wake::Busy => ticks.reset(),
@@ -64,10 +64,10 @@ async fn drive(mut seat: Seat) {
         while !last.at_rest {
             ticks.tick().await;
             let Some(plant) = plant.upgrade() else { return };
-            // Each by itself: the drop of a connection that one of them closes may panic, and wakers may.
+            // Each by itself, should one of them panic.
             guarded(|| tick(gate, &*plant, &mut **controller, last));
             upkeep.keep(gate, &*plant);
-            guarded(|| gate.publish_snapshot());
+            gate.publish_snapshot();
         }
     }
 }
@@ -121,7 +121,7 @@ impl Upkeep {
                 }
                 next.and_then(|since| Instant::from_std(since).checked_add(timeout))
             })
-            .unwrap_or(Some(now + TICK)); // the drop of a connection panicked: there may be more to close
+            .unwrap_or(Some(now + TICK)); // it panicked: there may be more to close
         }
         if self.sweep_every.is_some_and(|every| now.saturating_duration_since(self.last_sweep) >= every) {
             self.last_sweep = now;

@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::holds::Held;
 use super::permits::{Free, State};
 use super::queue::{Answer, Grant};
-use super::slots::{close, wake};
+use super::slots::wake;
 use crate::terms::Class;
 
 /// Whom to wake and what to drop when the lock is gone.
@@ -23,9 +23,7 @@ impl<T> HandedOn<T> {
     pub fn finish(self) -> bool {
         wake(self.granted);
         self.others.into_iter().for_each(wake);
-        let is_gone = self.surplus.is_some();
-        close(self.surplus);
-        is_gone
+        self.surplus.is_some()
     }
 }
 

@@ -17,7 +17,7 @@ use super::holds::{At, Held, Holder};
 use super::permits::{Entry, Keeps};
 use super::plant::HasSlots;
 use super::slots::Slots;
-use super::{Gate, GateHandle, driver};
+use super::{Gate, GateHandle, driver, guarded};
 use crate::backend::{Place, PlaceOwner};
 use crate::config::{Builder, ConfigError, LimitOnly};
 use crate::error::{AcquireError, DrainTimeout, ShedReason};
@@ -240,7 +240,7 @@ impl PlaceOwner for Inner {
     fn place_freed(&self) {
         self.slots.free_place();
         self.fill();
-        self.changed.notify_waiters();
+        guarded(|| self.changed.notify_waiters());
     }
 
     fn connection_lost(&self) {}

@@ -8,6 +8,7 @@ mod deadlines;
 mod drain;
 mod driver;
 mod dry_run;
+mod guarded;
 mod hand_on;
 mod handle;
 pub(crate) mod holds;
@@ -27,7 +28,6 @@ mod snapshot;
 mod watch;
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -46,6 +46,7 @@ pub(crate) use drain::drain;
 pub(crate) use driver::start as start_driver;
 pub use dry_run::DryRun;
 use dry_run::DryRunLedger;
+pub(crate) use guarded::{Guarded, guarded, guarded_future};
 pub use handle::GateHandle;
 use holds::Holds;
 use home::Home;
@@ -231,11 +232,6 @@ impl Gate {
         let Decision { limit: to, reason } = decision;
         self.observe(|| Event::LimitChanged { from, to, reason });
     }
-}
-
-/// Calls code of the user's own, whose panic costs this call and nothing else. The panic hook has told of it.
-pub(crate) fn guarded<T>(user_code: impl FnOnce() -> T) -> Option<T> {
-    catch_unwind(AssertUnwindSafe(user_code)).ok()
 }
 
 impl fmt::Debug for Gate {

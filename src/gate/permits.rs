@@ -5,6 +5,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::counts::{Bounds, Counts};
+use super::guarded::Guarded;
 use super::holds::Held;
 use super::ledger::Acquires;
 use super::queue::{Answer, Grant, Key, Queue, Times};
@@ -71,7 +72,7 @@ impl<T> From<Grant<T>> for Free<T> {
 pub(super) struct NoDial {
     pub until: Instant,
     /// Why the last one failed.
-    pub error: SharedError,
+    pub error: Guarded<SharedError>,
 }
 
 /// What is counted as it happens; [`Counts`] are these with what follows from the rest.

@@ -240,18 +240,19 @@ impl<T: Held> Queue<T> {
         match &mut self.waiters[key.index()].state {
             State::Waiting(Some(known)) if known.will_wake(waker) => Err(None),
             State::Waiting(known) => Err(known.replace(waker.clone())),
-            State::Answered(_) => self.leave(key).ok_or(None),
+            State::Answered(_) => self.leave(key),
         }
     }
 
-    /// Gives up the place, and returns the answer that had been given already, if any.
-    pub fn leave(&mut self, key: Key) -> Option<Answer<T>> {
+    /// Gives up the place, and returns the answer that had been given already, or who was to be woken, to be dropped outside of
+    /// any lock.
+    pub fn leave(&mut self, key: Key) -> Result<Answer<T>, Option<Waker>> {
         if matches!(self.waiters[key.index()].state, State::Waiting(_)) {
             self.unlink(key);
         }
         match self.waiters.remove(key.index()).state {
-            State::Waiting(_) => None,
-            State::Answered(answer) => Some(answer),
+            State::Waiting(waker) => Err(waker),
+            State::Answered(answer) => Ok(answer),
         }
     }
 

@@ -4,10 +4,11 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use super::counts::Bounds;
+use super::guarded::Guarded;
 use super::holds::Held;
 use super::permits::{Free, NoDial};
 use super::queue::Answer;
-use super::slots::{Slots, close, wake};
+use super::slots::{Slots, wake};
 use crate::error::SharedError;
 
 impl<T: Held> Slots<T> {
@@ -57,7 +58,7 @@ impl<T: Held> Slots<T> {
     /// waits in vain, and is told why at once: those who wait, and those who come.
     pub fn no_dial_before(&self, until: Instant, error: &SharedError) {
         let mut state = self.lock();
-        let old = state.no_dial.replace(NoDial { until, error: error.clone() });
+        let old = state.no_dial.replace(NoDial { until, error: Guarded::new(error.clone()) });
         let wakers = match state.hopeless() {
             Some(_) => state.queue.answer_until(until, || Answer::Failed(error.clone())),
             None => Vec::new(),
@@ -80,7 +81,7 @@ impl<T: Held> Slots<T> {
         self.publish(&state);
         drop(state);
         handed_on.finish();
-        close(surplus);
+        drop(surplus);
         (from, to)
     }
 
@@ -127,7 +128,7 @@ impl<T: Held> Slots<T> {
         drop(state);
         handed_on.finish();
         wake(parked);
-        close(surplus);
+        drop(surplus);
         Some((from, to))
     }
 
@@ -142,7 +143,7 @@ impl<T: Held> Slots<T> {
         let next = if spare > old { state.free.front().and_then(|free| free.since) } else { None };
         self.publish(&state);
         drop(state);
-        close(surplus);
+        drop(surplus);
         (old, next)
     }
 
@@ -155,12 +156,11 @@ impl<T: Held> Slots<T> {
         for free in &dead {
             closing(&free.item);
         }
-        close(dead);
     }
 
     /// Closes what has been free for so long that it would be checked, as [`close_idle_if`](Self::close_idle_if) does.
     pub fn close_unproven(&self) {
-        close(self.take_those(|free| free.unproven));
+        drop(self.take_those(|free| free.unproven));
     }
 
     fn take_those(&self, condemned: impl Fn(&Free<T>) -> bool) -> Vec<Free<T>> {
@@ -186,7 +186,7 @@ impl<T: Held> Slots<T> {
         let free = std::mem::take(&mut state.free);
         self.publish(&state);
         drop(state);
-        close(free);
+        drop(free);
     }
 
     /// Answers those who still wait, and lets nobody in any more: the pool is closed.
@@ -202,7 +202,7 @@ impl<T: Held> Slots<T> {
         wakers.extend([state.parked.take(), state.keeper.take()]);
         self.publish(&state);
         drop(state);
-        close(free);
         wakers.into_iter().for_each(wake);
+        drop(free);
     }
 }

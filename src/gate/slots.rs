@@ -119,18 +119,19 @@ impl<T: Held> Slots<T> {
     /// Ends a wait without having fetched its answer: a permit that was set aside goes to the next in line.
     pub fn leave(&self, key: Key, why: Leave, now: impl FnOnce() -> Instant) {
         let mut state = self.lock();
-        let answer = state.queue.leave(key);
+        let left = state.queue.leave(key);
         state.count(why);
-        let handed_on = match answer {
-            Some(Answer::Granted(grant)) => {
+        let (handed_on, other) = match left {
+            Ok(Answer::Granted(grant)) => {
                 grant.item.end_hold();
-                Some(state.hand_on(grant.into(), Some(now())))
+                (Some(state.hand_on(grant.into(), Some(now()))), None)
             }
-            _ => None,
+            other => (None, Some(other)),
         };
         self.publish(&state);
         drop(state);
         handed_on.map(HandedOn::finish);
+        guarded(|| drop(other)); // a backend's error, or an executor's waker
     }
 
     /// Takes a grant back that never reached its caller: the permit is destroyed, the acquire ends as `why`.
@@ -143,7 +144,7 @@ impl<T: Held> Slots<T> {
         self.publish(&state);
         drop(state);
         handed_on.finish();
-        close([item]);
+        drop(item);
     }
 
     /// A grant whose connection turned out dead: its permit is destroyed, and the same acquire goes on with the next
@@ -168,7 +169,7 @@ impl<T: Held> Slots<T> {
         wake(keeper);
         wake(pushed_out);
         handed_on.finish();
-        close([dead]);
+        drop(dead);
         entry
     }
 
@@ -223,7 +224,7 @@ impl<T: Held> Slots<T> {
         self.publish(&state);
         drop(state);
         handed_on.finish();
-        close([item]);
+        drop(item);
     }
 
     /// Parks the driver while nothing is held or awaited and the limit is `base_limit`; `Ready` when there is something to
@@ -326,13 +327,6 @@ impl<T: Held> Slots<T> {
         return self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         #[cfg(not(test))]
         self.state.lock()
-    }
-}
-
-/// Drops what has left the slots, each by itself: the drop of a user's connection may panic, and costs nobody else anything.
-pub(super) fn close<T>(items: impl IntoIterator<Item = T>) {
-    for item in items {
-        guarded(|| drop(item));
     }
 }
 

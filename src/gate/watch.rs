@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch::{Receiver, Sender};
 
-use super::{Gate, Snapshot};
+use super::{Gate, Snapshot, guarded};
 
 /// Snapshots as they are taken, made by [`Gate::watch`]: the newest, and a wait for the next.
 ///
@@ -58,21 +58,29 @@ pub(super) struct Publisher {
     sender: Sender<Arc<Snapshot>>,
 }
 
+impl Publisher {
+    /// Those who watch are woken here, by code of their executors.
+    ///
+    /// The snapshot is taken under the lock: of two at once the later one stays.
+    fn show(&self, snapshot: impl FnOnce() -> Snapshot) {
+        guarded(|| self.sender.send_modify(|newest| *newest = Arc::new(snapshot())));
+    }
+}
+
 impl Gate {
     /// Snapshots as the driver takes them: one a tick (10 ms) while there is work, one when it comes to rest, and one
     /// whenever a connection was opened, lost or closed, a dial failed, or the bounds were changed.
     #[must_use]
     pub fn watch(&self) -> SnapshotWatch {
         let sender = &self.inner.publisher.sender;
-        // Made under the lock: of two at once the later one stays.
-        sender.send_modify(|newest| *newest = Arc::new(self.snapshot()));
+        self.inner.publisher.show(|| self.snapshot());
         SnapshotWatch { receiver: sender.subscribe() }
     }
 
     pub(crate) fn publish_snapshot(&self) {
-        let sender = &self.inner.publisher.sender;
-        if sender.receiver_count() > 0 {
-            sender.send_modify(|newest| *newest = Arc::new(self.snapshot()));
+        let publisher = &self.inner.publisher;
+        if publisher.sender.receiver_count() > 0 {
+            publisher.show(|| self.snapshot());
         }
     }
 }

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::backend::Refusal;
 use crate::config::Settings;
 use crate::error::SharedError;
+use crate::gate::Guarded;
 use crate::gate::counts::Counts;
 
 /// The first pause after a failed dial; it doubles with each further failure.
@@ -45,7 +46,7 @@ struct State {
     /// When the last of them did, in milliseconds of the gate's life.
     last_death: u64,
     not_before: Instant,
-    last_error: Option<SharedError>,
+    last_error: Option<Guarded<SharedError>>,
     /// The last dial was refused for a reason that waiting does not mend.
     rejected: bool,
 }
@@ -104,7 +105,7 @@ impl Dialing {
 
     /// Why the last dial failed, until one succeeds.
     pub fn last_error(&self) -> Option<SharedError> {
-        self.lock().last_error.clone()
+        self.lock().last_error.as_deref().cloned()
     }
 
     pub fn is_rejected(&self) -> bool {
@@ -118,7 +119,7 @@ impl Dialing {
 
     /// Returns what the last error was, to be dropped outside of the lock. Where connections die young the next dial waits
     /// for what becomes of this one.
-    pub fn succeeded(&self, draw: f64) -> Option<SharedError> {
+    pub fn succeeded(&self, draw: f64) -> Option<Guarded<SharedError>> {
         let mut state = self.lock();
         state.failures = 0;
         state.hold_back(draw);
@@ -127,12 +128,17 @@ impl Dialing {
     }
 
     /// Returns when the next dial may begin, and what the last error was.
-    pub fn failed(&self, error: &SharedError, refusal: Refusal, draw: f64) -> (Instant, Option<SharedError>) {
+    pub fn failed(
+        &self,
+        error: &SharedError,
+        refusal: Refusal,
+        draw: f64,
+    ) -> (Instant, Option<Guarded<SharedError>>) {
         let mut state = self.lock();
         state.failures += 1;
         state.not_before = Instant::now() + pause(refusal, state.failures, draw);
         state.rejected = refusal == Refusal::Rejected;
-        (state.not_before, state.last_error.replace(error.clone()))
+        (state.not_before, state.last_error.replace(Guarded::new(error.clone())))
     }
 
     /// A connection ended `now` that was `opened` then and that nobody had used: at the third in a row, each opened after the

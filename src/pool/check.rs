@@ -8,7 +8,7 @@ use super::{Inner, Item};
 use crate::backend::Backend;
 use crate::error::AcquireError;
 use crate::gate::permits::Leave;
-use crate::gate::{Span, timed_out};
+use crate::gate::{Span, guarded_future, timed_out};
 
 /// The longest a check may take before its connection counts as dead; a round trip takes a thousandth of it.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
@@ -34,7 +34,7 @@ impl<B: Backend> Inner<B> {
         let (now, deadline) = (Instant::now(), span.deadline());
         let third = deadline.saturating_duration_since(now) / 3;
         let patience = now + third.clamp(SHORTEST_CHECK_TIMEOUT, CHECK_TIMEOUT);
-        let check = self.backend.check(&mut item.connection);
+        let check = guarded_future(|| self.backend.check(&mut item.connection));
         let checked = self.gate.until(deadline.min(patience), check).await;
         if checked.is_none() && now.elapsed() >= TELLING {
             self.slots.close_unproven();
@@ -46,7 +46,7 @@ impl<B: Backend> Inner<B> {
             return Err(timed_out(&self.gate, &self.slots, span, dial_error));
         }
         let item = grant.item.take().ok_or(AcquireError::Closed)?;
-        Ok(if matches!(checked, Some(Ok(()))) { Ok(item) } else { Err(item) })
+        Ok(if matches!(checked, Some(Some(Ok(())))) { Ok(item) } else { Err(item) })
     }
 }
 

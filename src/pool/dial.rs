@@ -88,7 +88,7 @@ impl<B: Backend> Inner<B> {
         self.gate.observe(|| Event::Dialed { took });
         self.reconcile();
         self.tell();
-        guarded(|| drop(old));
+        drop(old);
     }
 
     fn dial_failed(&self, error: &SharedError, refusal: Refusal) {
@@ -102,7 +102,7 @@ impl<B: Backend> Inner<B> {
         let patience = if self.dialing.fails_fast() { Duration::MAX } else { Duration::ZERO };
         self.slots.no_dial_before(after(not_before, patience).into_std(), error);
         self.tell();
-        guarded(|| drop(old));
+        drop(old);
     }
 }
 
@@ -121,7 +121,7 @@ async fn dialer<B: Backend>(mut turn: Turn<B>, backend: Arc<B>) {
             Some(pool) => match pool.next_dial(&mut turn) {
                 None => {
                     // A drain may wait for the waiters this dialer was for; they have left.
-                    pool.changed.notify_waiters();
+                    guarded(|| pool.changed.notify_waiters());
                     return;
                 }
                 Some(attempt) => (attempt, pool.dialing.timeout()),
@@ -134,7 +134,7 @@ async fn dialer<B: Backend>(mut turn: Turn<B>, backend: Arc<B>) {
         attempt.end(match outcome {
             Ok(Ok(connection)) => Ok(Dialed { connection, lost, took: started.elapsed() }),
             Ok(Err(error)) => {
-                let refusal = backend.refusal(&error);
+                let refusal = guarded(|| backend.refusal(&error)).unwrap_or(Refusal::Away);
                 Err((Arc::new(error), refusal))
             }
             Err(_) => Err((Arc::new(DialTimeout(limit)), Refusal::Away)),

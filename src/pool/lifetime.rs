@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::backend::Lost;
 use crate::config::Settings;
+use crate::gate::Guarded;
 use crate::gate::holds::{At, Held, Holder, SlowClock, millis};
 
 /// Sweeps look often enough that a lifetime is kept to within a twentieth, and at rest as seldom as this.
@@ -18,7 +19,7 @@ const JITTER: f64 = 0.1;
 /// A connection with what its end depends on.
 #[derive(Debug)]
 pub(crate) struct Pooled<C> {
-    pub connection: C,
+    pub connection: Guarded<C>,
     pub holder: Holder,
     pub lost: Lost,
     uses: u64,
@@ -75,6 +76,7 @@ impl Lifetime {
             Some(lifetime) => opened + millis(lifetime.mul_f64(1.0 - JITTER * draw)),
             None => u64::MAX,
         };
+        let connection = Guarded::new(connection);
         Pooled { connection, holder, lost, uses: 0, opened, expires }
     }
 

@@ -283,7 +283,7 @@ impl<B: Backend> Inner<B> {
 
     /// Something changed that the driver may not see: it rests while nothing is acquired.
     fn tell(&self) {
-        self.changed.notify_waiters();
+        guarded(|| self.changed.notify_waiters());
         self.gate.publish_snapshot();
     }
 

@@ -115,7 +115,7 @@ proptest! {
                 }
                 Op::Leave(at) if at < line.len() => {
                     let (key, ..) = line.remove(at).expect("at is in line");
-                    prop_assert!(queue.leave(key).is_none());
+                    prop_assert!(queue.leave(key).is_err());
                 }
                 Op::Leave(_) => {
                     if let Some((key, value)) = answered.pop() {
