@@ -122,7 +122,7 @@ fn a_layer_behind_which_there_is_more_than_one_service_marks_its_requests_at_no_
 }
 
 #[test]
-fn under_axum_the_layer_allocates_what_any_layer_does() {
+fn under_axum_the_layer_allocates_one_more_than_any_layer_does() {
     let (_runtime, pool) = pool(1);
     let answer = |router: &Router| {
         let mut router = router.clone();
