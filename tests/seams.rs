@@ -64,6 +64,8 @@ struct Faulty {
     block: Mutex<Option<Block>>,
     /// So many of the next dials fail.
     failing: AtomicUsize,
+    /// So many of the next checks and settlements fail.
+    doubtful: AtomicUsize,
     /// Connections that the server counts.
     open: AtomicUsize,
     /// Events that an observer was told.
@@ -84,6 +86,7 @@ impl Rig {
             panicked: AtomicUsize::new(0),
             block: Mutex::new(None),
             failing: AtomicUsize::new(0),
+            doubtful: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
             told: AtomicUsize::new(0),
         }))
@@ -106,6 +109,18 @@ impl Rig {
 
     fn fail_dials(&self, many: usize) {
         self.0.failing.store(many, SeqCst);
+    }
+
+    fn fail_checks(&self, many: usize) {
+        self.0.doubtful.store(many, SeqCst);
+    }
+
+    /// An error, if one is due.
+    fn due(&self, errors: &AtomicUsize) -> Result<(), Refused> {
+        match errors.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)) {
+            Ok(_) => Err(Refused(self.clone())),
+            Err(_) => Ok(()),
+        }
     }
 
     fn panicked(&self) -> usize {
@@ -173,9 +188,7 @@ impl Backend for Rig {
     async fn dial(&self, place: Place) -> Result<Conn, Refused> {
         self.at(Seam::Dial);
         sleep(ms(1)).await;
-        if self.0.failing.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
-            return Err(Refused(self.clone()));
-        }
+        self.due(&self.0.failing)?;
         self.0.open.fetch_add(1, SeqCst);
         let state = Arc::new(Mutex::new(ConnectionState::Ready));
         Ok(Conn { rig: self.clone(), state, _place: place })
@@ -194,13 +207,13 @@ impl Backend for Rig {
     async fn check(&self, connection: &mut Conn) -> Result<(), Refused> {
         self.at(Seam::Check);
         connection.set(ConnectionState::Ready);
-        Ok(())
+        self.due(&self.0.doubtful)
     }
 
     async fn settle(&self, connection: &mut Conn) -> Result<(), Refused> {
         self.at(Seam::Settle);
         connection.set(ConnectionState::Ready);
-        Ok(())
+        self.due(&self.0.doubtful)
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
@@ -251,7 +264,7 @@ struct Outcome {
 const CALLERS: usize = 8;
 const USES: usize = 16;
 
-/// Callers who bring connections into every state, and whose dials fail twice now and then.
+/// Callers who bring connections into every state; now and then their dials fail twice, and a check or a settlement once.
 async fn load(pool: &AdaptivePool<Rig>, rig: &Rig) -> Outcome {
     let outcome = Arc::new(Mutex::new(Outcome::default()));
     let callers = (0..CALLERS).map(|_| {
@@ -266,7 +279,11 @@ async fn load(pool: &AdaptivePool<Rig>, rig: &Rig) -> Outcome {
                     };
                     sleep(ms(2)).await;
                     match turn % 8 {
-                        1 | 7 => held.set(ConnectionState::Check),
+                        1 => held.set(ConnectionState::Check),
+                        7 => {
+                            rig.fail_checks(1);
+                            held.set(ConnectionState::Check);
+                        }
                         3 => held.set(ConnectionState::Settle),
                         5 => {
                             rig.fail_dials(2);
@@ -426,6 +443,23 @@ async fn an_error_whose_drop_panics_hides_no_connection_from_those_who_wait_for_
     assert!(began.elapsed() < ms(200), "{:?}", began.elapsed());
     assert_eq!(rig.panicked(), 2);
     assert_rests(&pool, &rig, "error").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_check_or_settlement_whose_error_panics_when_it_is_dropped_loses_no_permit() {
+    for state in [ConnectionState::Check, ConnectionState::Settle] {
+        let rig = Rig::panics(Seam::DropOfError, i64::MAX);
+        let pool = pool_of(&rig, 1).await;
+        rig.fail_checks(1);
+        pool.acquire().await.unwrap().set(state);
+        let caller = tokio::spawn({
+            let pool = pool.clone();
+            async move { drop(pool.acquire().await.unwrap()) }
+        });
+        caller.await.unwrap();
+        assert_eq!(rig.panicked(), 1);
+        assert_rests(&pool, &rig, &format!("{state:?}")).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

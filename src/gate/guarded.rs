@@ -19,9 +19,9 @@ pub(crate) fn guarded<T>(user_code: impl FnOnce() -> T) -> Option<T> {
     None
 }
 
-/// Makes and runs a future of the user's own; `None` when that panicked.
-pub(crate) async fn guarded_future<F: Future>(make: impl FnOnce() -> F) -> Option<F::Output> {
-    let mut future = Guarded::new(Box::pin(guarded(make)?));
+/// Runs a future that is made of the user's own code; `None` when that panicked.
+pub(crate) async fn guarded_future<F: Future>(future: F) -> Option<F::Output> {
+    let mut future = Guarded::new(Box::pin(future));
     poll_fn(|cx| guarded(|| future.as_mut().poll(cx).map(Some)).unwrap_or(Poll::Ready(None))).await
 }
 

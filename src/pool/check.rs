@@ -34,7 +34,9 @@ impl<B: Backend> Inner<B> {
         let (now, deadline) = (Instant::now(), span.deadline());
         let third = deadline.saturating_duration_since(now) / 3;
         let patience = now + third.clamp(SHORTEST_CHECK_TIMEOUT, CHECK_TIMEOUT);
-        let check = guarded_future(|| self.backend.check(&mut item.connection));
+        let connection = &mut *item.connection;
+        // Its error is dropped inside as well.
+        let check = guarded_future(async move { self.backend.check(connection).await.is_ok() });
         let checked = self.gate.until(deadline.min(patience), check).await;
         if checked.is_none() && now.elapsed() >= TELLING {
             self.slots.close_unproven();
@@ -46,7 +48,7 @@ impl<B: Backend> Inner<B> {
             return Err(timed_out(&self.gate, &self.slots, span, dial_error));
         }
         let item = grant.item.take().ok_or(AcquireError::Closed)?;
-        Ok(if matches!(checked, Some(Some(Ok(())))) { Ok(item) } else { Err(item) })
+        Ok(if matches!(checked, Some(Some(true))) { Ok(item) } else { Err(item) })
     }
 }
 
