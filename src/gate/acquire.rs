@@ -154,8 +154,11 @@ impl<'a, T: Held> Acquiring<'a, T> {
     ///
     /// Ready with why to stop waiting.
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Leave> {
-        if !self.slots.published.driven() && !self.gate.revive() {
-            return Poll::Ready(Leave::Failed);
+        if !self.slots.published.driven() {
+            self.at_home = None; // it may move
+            if !self.gate.revive() {
+                return Poll::Ready(Leave::Failed);
+            }
         }
         let span = self.span();
         if self.timer.is_none() {
