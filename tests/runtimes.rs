@@ -114,18 +114,21 @@ fn pool(sim: &Sim) -> Builder<Sim> {
     AdaptivePool::builder(sim.clone()).min_size(2).max_size(4).acquire_timeout(ms(2_000)).seed(1)
 }
 
+/// A pool that was used in a runtime that is gone.
+fn orphaned(sim: &Sim) -> AdaptivePool<Sim> {
+    one_thread().block_on(async {
+        let pool = pool(sim).build().unwrap();
+        pool.ready().await.unwrap();
+        drop(pool.acquire().await.unwrap());
+        pool
+    })
+}
+
 #[test]
 fn a_pool_whose_runtime_is_gone_heals_in_the_runtime_of_whoever_comes() {
     ends(|| {
         let sim = Sim::default();
-        let first = one_thread();
-        let pool = first.block_on(async {
-            let pool = pool(&sim).build().unwrap();
-            pool.ready().await.unwrap();
-            drop(pool.acquire().await.unwrap());
-            pool
-        });
-        drop(first);
+        let pool = orphaned(&sim);
         assert!(!pool.snapshot().driven);
         for _ in 0..3 {
             let next = one_thread();
@@ -164,13 +167,7 @@ fn a_pool_whose_runtime_is_gone_is_ready_again_without_an_acquire() {
 fn what_was_open_when_the_runtime_went_is_checked_before_it_is_used() {
     ends(|| {
         let sim = Sim::default();
-        let first = one_thread();
-        let pool = first.block_on(async {
-            let pool = pool(&sim).build().unwrap();
-            pool.ready().await.unwrap();
-            pool
-        });
-        drop(first);
+        let pool = orphaned(&sim);
         one_thread().block_on(async {
             drop(pool.acquire().await.unwrap());
             assert_eq!(sim.checks(), 1);
@@ -223,13 +220,7 @@ fn a_waiter_takes_the_pool_over_when_its_runtime_goes() {
 #[test]
 fn without_any_runtime_a_pool_says_so_instead_of_checking_or_waiting() {
     ends(|| {
-        let first = one_thread();
-        let pool = first.block_on(async {
-            let pool = pool(&Sim::default()).build().unwrap();
-            pool.ready().await.unwrap();
-            pool
-        });
-        drop(first);
+        let pool = orphaned(&Sim::default());
         for _ in 0..2 {
             let outcome = futures_util::FutureExt::now_or_never(pool.acquire()).expect("at once");
             drop(outcome); // what was open may be used where its check needs no runtime

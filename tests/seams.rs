@@ -320,19 +320,21 @@ async fn assert_rests(pool: &AdaptivePool<Rig>, rig: &Rig, story: &str) {
     assert_eq!((pool.snapshot().size, rig.0.open.load(SeqCst)), (0, 0), "{story}");
 }
 
+const SEAMS: [Seam; 9] = [
+    Seam::Dial,
+    Seam::State,
+    Seam::Check,
+    Seam::Settle,
+    Seam::Refusal,
+    Seam::Controller,
+    Seam::Observer,
+    Seam::DropOfConnection,
+    Seam::DropOfError,
+];
+
 #[tokio::test(start_paused = true)]
 async fn user_code_that_panics_loses_no_permit_ends_no_caller_and_leaves_the_ledger_exact() {
-    for seam in [
-        Seam::Dial,
-        Seam::State,
-        Seam::Check,
-        Seam::Settle,
-        Seam::Refusal,
-        Seam::Controller,
-        Seam::Observer,
-        Seam::DropOfConnection,
-        Seam::DropOfError,
-    ] {
+    for seam in SEAMS {
         for times in [1, i64::MAX] {
             let story = format!("{seam:?}, {times} times");
             let rig = Rig::panics(seam, times);
@@ -751,18 +753,7 @@ fn blocks(seam: Seam) {
 
 #[test]
 fn user_code_that_blocks_delays_nobody_in_another_runtime_and_nothing_is_lost() {
-    let seams = [
-        Seam::Dial,
-        Seam::State,
-        Seam::Check,
-        Seam::Settle,
-        Seam::Refusal,
-        Seam::Controller,
-        Seam::Observer,
-        Seam::DropOfConnection,
-        Seam::DropOfError,
-    ];
-    for blocked in seams.map(|seam| thread::spawn(move || ends(move || blocks(seam)))) {
+    for blocked in SEAMS.map(|seam| thread::spawn(move || ends(move || blocks(seam)))) {
         blocked.join().unwrap();
     }
 }
