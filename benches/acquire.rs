@@ -194,7 +194,7 @@ fn serve_all(seed: u64) -> Duration {
     let mut context = Context::from_waker(Waker::noop());
     let mut permit = Some(limiter.try_acquire().expect("the only permit"));
     // About half of them are late when their turn comes.
-    let from = Instant::now() + Duration::from_millis(200);
+    let from = Instant::now() + Duration::from_secs(1);
     let mut deadlines: Vec<_> = (0..WAITERS as u32).map(|n| from + Duration::from_micros(1) * n).collect();
     shuffle(&mut deadlines, seed);
     let wait = |deadline| Box::pin(limiter.acquire_with(Deadline::at(deadline)));

@@ -303,3 +303,40 @@ fn a_pool_over_a_real_server_serves_one_runtime_after_the_other() {
     let seen = pool.snapshot();
     assert!(seen.size <= 4, "{seen:?}");
 }
+
+#[test]
+fn a_waiter_on_a_thread_of_the_runtime_that_goes_is_told_so_and_holds_nobody_up() {
+    ends(|| {
+        let pools = threads(1);
+        let limiter = pools.block_on(async { one_permit().acquire_timeout(ms(20_000)).build().unwrap() });
+        let _held = limiter.try_acquire().unwrap();
+        let (handle, waits) = (pools.handle().clone(), limiter.clone());
+        let waiting = thread::spawn(move || handle.block_on(waits.acquire()).map(drop));
+        while limiter.gate().snapshot().queue_depth == 0 {
+            thread::yield_now();
+        }
+        let began = Instant::now();
+        drop(pools);
+        let outcome = waiting.join().unwrap();
+        assert!(matches!(outcome, Err(AcquireError::Dial(_))), "{outcome:?}");
+        assert!(began.elapsed() < ms(10_000), "{:?}", began.elapsed());
+    });
+}
+
+#[test]
+fn ready_takes_the_pool_over_when_its_runtime_goes_meanwhile() {
+    ends(|| {
+        let sim = Sim::default();
+        sim.go_down(true);
+        let (pools, serving) = (one_thread(), threads(1));
+        let pool = pools.block_on(async { pool(&sim).build().unwrap() });
+        let ready = serving.spawn({
+            let pool = pool.clone();
+            async move { pool.ready().await.map_err(|error| error.to_string()) }
+        });
+        pools.block_on(sleep(ms(50)));
+        drop(pools);
+        sim.go_down(false);
+        serving.block_on(ready).unwrap().unwrap();
+    });
+}

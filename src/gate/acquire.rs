@@ -161,16 +161,23 @@ impl<'a, T: Held> Acquiring<'a, T> {
             }
         }
         let span = self.span();
-        if self.timer.is_none() {
-            let at_home = *self.at_home.get_or_insert_with(|| self.gate.is_home());
-            if span.is_short() || !at_home {
+        for _ in 0..2 {
+            if self.timer.is_none() {
+                let at_home = *self.at_home.get_or_insert_with(|| self.gate.is_home());
+                if at_home && !span.is_short() && self.slots.published.driven() {
+                    return Poll::Pending;
+                }
                 self.timer = self.gate.timer(span.deadline()).map(Box::pin);
             }
+            let Some(timer) = &mut self.timer else { return Poll::Ready(Leave::Failed) };
+            ready!(poll_timer(timer.as_mut(), cx));
+            if Instant::now() >= span.deadline() {
+                return Poll::Ready(Leave::TimedOut);
+            }
+            // Early it fires where its runtime is gone. Another may have taken over.
+            self.timer = None;
         }
-        let Some(timer) = &mut self.timer else { return Poll::Pending };
-        ready!(poll_timer(timer.as_mut(), cx));
-        // Early it fires where its runtime is gone.
-        Poll::Ready(if Instant::now() < span.deadline() { Leave::Failed } else { Leave::TimedOut })
+        Poll::Ready(Leave::Failed)
     }
 }
 

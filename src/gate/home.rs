@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::future::{Future, poll_fn};
+use std::mem;
 use std::panic::catch_unwind;
 use std::pin::{Pin, pin};
 use std::sync::{Mutex, PoisonError, RwLock};
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use tokio::runtime::{Handle, Id};
 use tokio::task::JoinHandle;
+use tokio::task::coop::unconstrained;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::driver::Driver;
@@ -44,7 +46,8 @@ pub(crate) fn has_timers() -> bool {
 
 /// Polls a timer. One whose runtime has gone, which would panic, is ready.
 pub(super) fn poll_timer(timer: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
-    guarded(|| timer.poll(cx)).unwrap_or(Poll::Ready(()))
+    // Also where what it bounds has used up the task's budget.
+    guarded(|| Pin::new(&mut unconstrained(timer)).poll(cx)).unwrap_or(Poll::Ready(()))
 }
 
 /// Neither the runtime of the build nor one of the caller's is there to dial in, or to wait in.
@@ -76,11 +79,11 @@ impl Gate {
         let Some(plant) = self.plant() else { return false };
         // Nothing is there while another caller revives it, or the runtime is going down: then it is not gone yet.
         let driver = home.driver.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(driver) = driver {
-            *home.runtime.write().unwrap_or_else(PoisonError::into_inner) = runtime;
-            driver::run(self, &plant, driver);
-        }
-        true
+        let Some(driver) = driver else { return true };
+        let old = mem::replace(&mut *home.runtime.write().unwrap_or_else(PoisonError::into_inner), runtime);
+        drop(old);
+        driver::run(self, &plant, driver);
+        self.inner.published.driven() // not where the caller's own runtime is going down
     }
 
     /// The runtime of the driver.

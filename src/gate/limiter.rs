@@ -258,6 +258,11 @@ impl HasSlots for Inner {
     fn refill(&self) {
         self.fill();
     }
+
+    fn tell(&self) {
+        guarded(|| self.changed.notify_waiters());
+        self.gate.publish_snapshot();
+    }
 }
 
 impl Drop for Inner {

@@ -41,6 +41,8 @@ pub(crate) trait HasSlots: Send + Sync {
     fn slots(&self) -> &Slots<Self::Item>;
     /// Opens what limit and bounds ask for.
     fn refill(&self);
+    /// Something has changed that others may wait for.
+    fn tell(&self);
     /// Closes what has lived for too long.
     fn close_old(&self) {}
     fn close_old_every(&self) -> Option<Duration> {
@@ -70,6 +72,7 @@ impl<P: HasSlots> Plant for P {
         if driven {
             self.refill();
         }
+        self.tell();
     }
 
     fn set_limit(&self, limit: usize) -> (usize, usize) {

@@ -288,7 +288,8 @@ impl<T: Held> Slots<T> {
         }
         let old = state.keeper.replace(waker.clone());
         drop(state);
-        drop(old);
+        // Another keeper's, from a runtime that has just come or is about to go: it looks again.
+        wake(old.filter(|old| !old.will_wake(waker)));
         Poll::Pending
     }
 

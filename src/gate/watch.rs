@@ -73,6 +73,8 @@ impl Gate {
     #[must_use]
     pub fn watch(&self) -> SnapshotWatch {
         let sender = &self.inner.publisher.sender;
+        // Not to be the last to let go of the pool, with the watch locked.
+        let _plant = self.plant();
         self.inner.publisher.show(|| self.snapshot());
         SnapshotWatch { receiver: sender.subscribe() }
     }

@@ -120,8 +120,8 @@ pub enum Event<'a> {
         hold: Hold,
     },
     /// Connections end before anybody has used them, each soon after it was opened: an `idle_session_timeout` on the server, a
-    /// proxy without its database. They are opened again ever more slowly, up to 300 ms apart. Told at the third in a row, once
-    /// until one is used.
+    /// proxy without its database. While nobody waits they are opened again ever more slowly, up to 300 ms apart. Told at the third
+    /// in a row, and once more when there were none for ten seconds in between.
     #[non_exhaustive]
     DyingYoung {},
     /// A place under the ceiling was given up as lost: the server may still count a connection for it.

@@ -1,7 +1,6 @@
 //! How many dials there may be at once, and when the next one may begin: a jittered back-off while the database is away, or ends
 //! what it has let in.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +17,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 /// The longest pause: a database that is back is noticed within a third of a second.
 const LONGEST_PAUSE: Duration = Duration::from_millis(300);
 
+/// A connection that ends unused within this time has died young: longer than servers and middleboxes usually wait for a first
+/// query, shorter than they keep what is idle.
+pub(super) const YOUNG: Duration = Duration::from_secs(10);
 /// At so many deaths of unused connections in a row it is told: one or two are chance.
 const TOLD: u32 = 3;
 
@@ -32,8 +34,6 @@ pub(super) struct Dialing {
     timeout: Duration,
     fail_fast: bool,
     state: Mutex<State>,
-    /// Connections have died young, and none has been used since.
-    wary: AtomicBool,
 }
 
 struct State {
@@ -41,11 +41,12 @@ struct State {
     dialers: usize,
     /// Failures since the last success.
     failures: u32,
-    /// Connections in a row that died young, since one was used.
-    died_young: u32,
-    /// When the last of them did, in milliseconds of the gate's life.
-    last_death: u64,
     not_before: Instant,
+    /// Connections in a row that died young.
+    died_young: u32,
+    last_death: Option<Instant>,
+    /// When the next dial may begin that nobody waits for.
+    calm_not_before: Instant,
     last_error: Option<Guarded<SharedError>>,
     /// The last dial was refused for a reason that waiting does not mend.
     rejected: bool,
@@ -56,9 +57,10 @@ impl Dialing {
         let state = State {
             dialers: 0,
             failures: 0,
-            died_young: 0,
-            last_death: 0,
             not_before: Instant::now(),
+            died_young: 0,
+            last_death: None,
+            calm_not_before: Instant::now(),
             last_error: None,
             rejected: false,
         };
@@ -67,7 +69,6 @@ impl Dialing {
             timeout: settings.dial_timeout,
             fail_fast: settings.fail_fast,
             state: Mutex::new(state),
-            wary: AtomicBool::new(false),
         }
     }
 
@@ -79,22 +80,24 @@ impl Dialing {
         self.fail_fast
     }
 
-    pub fn not_before(&self) -> Instant {
-        self.lock().not_before
+    /// When the next dial may begin, where somebody waits for it and where not.
+    pub fn not_before(&self, waited_for: bool) -> Instant {
+        let state = self.lock();
+        if waited_for { state.not_before } else { state.not_before.max(state.calm_not_before) }
     }
 
     /// One more dialer, if there may be one, and it is wanted beside so many.
-    pub fn take_turn(&self, wanted: impl FnOnce(usize) -> bool) -> bool {
+    pub fn take_turn(&self, waited_for: bool, wanted: impl FnOnce(usize) -> bool) -> bool {
         let mut state = self.lock();
-        let more = state.dialers < state.allowed(self.at_once) && wanted(state.dialers);
+        let more = state.dialers < state.allowed(self.at_once, waited_for) && wanted(state.dialers);
         state.dialers += usize::from(more);
         more
     }
 
     /// Whether a dialer goes on, if it may and `begins` a dial; else its turn is given back.
-    pub fn keep_turn(&self, begins: impl FnOnce() -> bool) -> bool {
+    pub fn keep_turn(&self, waited_for: bool, begins: impl FnOnce() -> bool) -> bool {
         let mut state = self.lock();
-        let goes_on = state.dialers <= state.allowed(self.at_once) && begins();
+        let goes_on = state.dialers <= state.allowed(self.at_once, waited_for) && begins();
         state.dialers -= usize::from(!goes_on);
         goes_on
     }
@@ -141,33 +144,20 @@ impl Dialing {
         (state.not_before, state.last_error.replace(Guarded::new(error.clone())))
     }
 
-    /// A connection ended `now` that was `opened` then and that nobody had used: at the third in a row, each opened after the
-    /// one before had ended, the next dial waits as after a failed one. True when it is time to tell.
-    pub fn died_young(&self, opened: u64, now: u64, draw: f64) -> bool {
+    /// A connection ended that was opened so long ago and that nobody had used. At the third in a row, each opened after the one
+    /// before had ended, the next dial that nobody waits for waits as after a failed one. True when it is time to tell.
+    pub fn died_young(&self, age: Duration, draw: f64) -> bool {
         let mut state = self.lock();
-        if opened < state.last_death {
-            return false;
+        let now = Instant::now();
+        match state.last_death.map(|last| now - last) {
+            Some(before) if age > before => return false, // of those that were open then
+            Some(before) if before <= YOUNG => {}
+            _ => state.died_young = 0,
         }
-        self.wary.store(true, Relaxed);
-        state.last_death = now;
+        state.last_death = Some(now);
         state.died_young = state.died_young.saturating_add(1);
         state.hold_back(draw);
         state.died_young == TOLD
-    }
-
-    /// Whether connections have died young, and none has been used since.
-    pub fn is_wary(&self) -> bool {
-        self.wary.load(Relaxed)
-    }
-
-    /// A connection is used: what is opened lives.
-    pub fn lives(&self) {
-        let mut state = self.lock();
-        self.wary.store(false, Relaxed);
-        state.died_young = 0;
-        if state.failures == 0 {
-            state.not_before = Instant::now();
-        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -177,15 +167,20 @@ impl Dialing {
 
 impl State {
     /// While dials fail, or what they bring dies at once, one dialer probes; the others would only hammer.
-    fn allowed(&self, at_once: usize) -> usize {
-        if self.failures > 0 || self.died_young >= TOLD { 1 } else { at_once }
+    fn allowed(&self, at_once: usize, waited_for: bool) -> usize {
+        if self.failures > 0 || (self.die_young() && !waited_for) { 1 } else { at_once }
+    }
+
+    /// Connections die young, as far as known.
+    fn die_young(&self) -> bool {
+        self.died_young >= TOLD && self.last_death.is_some_and(|last| last.elapsed() <= YOUNG)
     }
 
     /// Where connections die young the next dial waits.
     fn hold_back(&mut self, draw: f64) {
-        if self.died_young >= TOLD {
+        if self.die_young() {
             let pause = pause(Refusal::Away, self.died_young - TOLD + 1, draw);
-            self.not_before = self.not_before.max(Instant::now() + pause);
+            self.calm_not_before = Instant::now() + pause;
         }
     }
 }

@@ -8,10 +8,12 @@ use std::time::Duration;
 use tokio::runtime::Id;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::back_off::YOUNG;
 use super::{Inner, Item};
 use crate::backend::{Backend, Lost, Place, Refusal};
 use crate::error::SharedError;
 use crate::gate::guarded;
+use crate::gate::plant::HasSlots;
 use crate::law::{Decision, Reason};
 use crate::observe::Event;
 use crate::terms::after;
@@ -30,7 +32,7 @@ impl<B: Backend> Inner<B> {
     }
 
     fn next_dialer(&self) -> Option<Turn<B>> {
-        let wanted = self.dialing.take_turn(|dialers| self.slots.wants_dial(dialers));
+        let wanted = self.dialing.take_turn(self.is_waited_for(), |dialers| self.slots.wants_dial(dialers));
         wanted.then(|| Turn {
             pool: self.this.clone(),
             home: self.gate.home(),
@@ -41,27 +43,21 @@ impl<B: Backend> Inner<B> {
 
     /// The right to dial now, or the end of a dialer, which gives its turn back.
     fn next_dial(&self, turn: &mut Turn<B>) -> Option<Attempt<B>> {
-        let goes_on = self.dialing.keep_turn(|| self.slots.begin_open());
+        let goes_on = self.dialing.keep_turn(self.is_waited_for(), || self.slots.begin_open());
         turn.given_back = !goes_on;
         goes_on.then(|| Attempt { pool: self.this.clone(), ended: false })
     }
 
-    /// A connection has died that nobody holds, or that nobody could use.
-    pub(super) fn died(&self, item: &Item<B>) {
-        let clock = &self.gate.holds().clock;
-        clock.look();
-        if let Some(opened) = item.died_young(clock)
-            && self.dialing.died_young(opened, clock.read(), self.gate.draw())
-        {
-            self.gate.observe(|| Event::DyingYoung {});
-        }
+    fn is_waited_for(&self) -> bool {
+        self.slots.published.occupancy().queue_depth > 0
     }
 
-    /// A connection is about to be used.
-    pub(super) fn served(&self) {
-        if self.dialing.is_wary() {
-            self.dialing.lives();
-            self.reconcile();
+    /// A connection has died that nobody holds, or that nobody could use.
+    pub(super) fn died(&self, item: &Item<B>) {
+        if let Some(age) = item.unused_for().filter(|age| *age <= YOUNG)
+            && self.dialing.died_young(age, self.gate.draw())
+        {
+            self.gate.observe(|| Event::DyingYoung {});
         }
     }
 
@@ -112,7 +108,10 @@ async fn dialer<B: Backend>(mut turn: Turn<B>, backend: Arc<B>) {
     let pool = turn.pool.clone();
     turn.begun = true;
     loop {
-        let Some(not_before) = pool.upgrade().map(|pool| pool.dialing.not_before()) else { return };
+        let Some(not_before) = pool.upgrade().map(|pool| pool.dialing.not_before(pool.is_waited_for()))
+        else {
+            return;
+        };
         if not_before > Instant::now() {
             sleep_until(not_before).await;
         }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::backend::Lost;
 use crate::config::Settings;
 use crate::gate::Guarded;
@@ -10,9 +12,6 @@ use crate::gate::holds::{At, Held, Holder, SlowClock, millis};
 /// Sweeps look often enough that a lifetime is kept to within a twentieth, and at rest as seldom as this.
 const RARELY: Duration = Duration::from_secs(30);
 const OFTEN: Duration = Duration::from_millis(100);
-/// A connection that ends unused within so many milliseconds has died young: longer than servers and middleboxes usually wait
-/// for a first query, shorter than they keep what is idle.
-const YOUNG: u64 = 10_000;
 /// The share of a lifetime that the draw decides: a fleet that started together does not reconnect together.
 const JITTER: f64 = 0.1;
 
@@ -23,8 +22,8 @@ pub(crate) struct Pooled<C> {
     pub holder: Holder,
     pub lost: Lost,
     uses: u64,
-    /// Milliseconds of the gate's life, like all times here.
-    opened: u64,
+    opened: Instant,
+    /// Milliseconds of the gate's life.
     expires: u64,
 }
 
@@ -33,9 +32,9 @@ impl<C> Pooled<C> {
         self.expires <= clock.read()
     }
 
-    /// Dead now, has it died before anybody used it, and soon? Then when it was opened: what ended it may end the next one too.
-    pub fn died_young(&self, clock: &SlowClock) -> Option<u64> {
-        (self.uses == 0 && clock.read() < self.opened + YOUNG).then_some(self.opened)
+    /// How old it is, if nobody has used it yet.
+    pub fn unused_for(&self) -> Option<Duration> {
+        (self.uses == 0).then(|| self.opened.elapsed())
     }
 }
 
@@ -70,10 +69,9 @@ impl Lifetime {
         clock: &SlowClock,
         draw: f64,
     ) -> Pooled<C> {
-        clock.look();
-        let opened = clock.read();
+        let opened = clock.look();
         let expires = match self.longest {
-            Some(lifetime) => opened + millis(lifetime.mul_f64(1.0 - JITTER * draw)),
+            Some(lifetime) => clock.read() + millis(lifetime.mul_f64(1.0 - JITTER * draw)),
             None => u64::MAX,
         };
         let connection = Guarded::new(connection);

@@ -281,12 +281,6 @@ impl<B: Backend> Inner<B> {
         guarded(|| self.backend.state(&item.connection)).unwrap_or(ConnectionState::Dead)
     }
 
-    /// Something changed that the driver may not see: it rests while nothing is acquired.
-    fn tell(&self) {
-        guarded(|| self.changed.notify_waiters());
-        self.gate.publish_snapshot();
-    }
-
     /// A dead connection goes, and its acquire goes on with the next one; it waits for one only if it has a span to do so.
     fn replace(&self, dead: Item<B>, span: Option<Span>) -> Entry<Item<B>> {
         self.died(&dead);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Inner, Item};
 use crate::backend::{Backend, PlaceOwner};
+use crate::gate::guarded;
 use crate::gate::plant::HasSlots;
 use crate::gate::slots::Slots;
 use crate::observe::Event;
@@ -17,6 +18,12 @@ impl<B: Backend> HasSlots for Inner<B> {
 
     fn refill(&self) {
         self.reconcile();
+    }
+
+    /// The driver may not see it: it rests while nothing is acquired.
+    fn tell(&self) {
+        guarded(|| self.changed.notify_waiters());
+        self.gate.publish_snapshot();
     }
 
     fn close_old(&self) {
