@@ -334,7 +334,7 @@ fn ready_takes_the_pool_over_when_its_runtime_goes_meanwhile() {
             let pool = pool.clone();
             async move { pool.ready().await.map_err(|error| error.to_string()) }
         });
-        pools.block_on(sleep(ms(50)));
+        pools.block_on(async { sleep(ms(50)).await }); // a dial fails meanwhile
         drop(pools);
         sim.go_down(false);
         serving.block_on(ready).unwrap().unwrap();
