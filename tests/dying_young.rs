@@ -133,6 +133,29 @@ async fn a_server_that_hangs_up_silently_is_not_hammered_by_those_who_wait() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_that_hangs_up_at_once_is_not_hammered_for_those_who_wait_and_serves_them_as_soon_as_it_can()
+{
+    let server = HangsUp::after(1, false);
+    let builder = AdaptivePool::builder(server.clone()).min_size(1).max_size(10).acquire_timeout(ms(2_000));
+    let pool = builder.seed(1).build().unwrap();
+    let mut all = JoinSet::new();
+    for _ in 0..20 {
+        let pool = pool.clone();
+        all.spawn(async move {
+            for _ in 0..5 {
+                drop(pool.acquire().await);
+            }
+        });
+    }
+    sleep(ms(9_000)).await;
+    assert!(server.dials() <= 9 * 8, "{} dials in 9 s", server.dials());
+    server.0.after.store(0, SeqCst);
+    sleep(ms(500)).await;
+    drop(pool.acquire().await.expect("it lets connections live again"));
+    all.join_all().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_connection_that_is_used_again_and_again_does_not_hide_the_deaths_of_the_others() {
     let (server, told) = (HangsUp::default(), Told::default());
     let builder = AdaptivePool::builder(server.clone()).min_size(10).max_size(50).observer(told.clone());

@@ -42,6 +42,8 @@ struct State {
     /// Failures since the last success.
     failures: u32,
     not_before: Instant,
+    /// Connections in a row that were dead when they were handed out for the first time.
+    stillborn: u32,
     /// Connections in a row that died young.
     died_young: u32,
     last_death: Option<Instant>,
@@ -58,6 +60,7 @@ impl Dialing {
             dialers: 0,
             failures: 0,
             not_before: Instant::now(),
+            stillborn: 0,
             died_young: 0,
             last_death: None,
             calm_not_before: Instant::now(),
@@ -160,6 +163,21 @@ impl Dialing {
         state.died_young == TOLD
     }
 
+    /// A connection that was opened just now was dead when it was handed out. From the third in a row on the next dial waits as
+    /// after a failed one, also where somebody waits for it: more dials would not serve anybody.
+    pub fn stillborn(&self, draw: f64) {
+        let mut state = self.lock();
+        state.stillborn = state.stillborn.saturating_add(1);
+        if let Some(times @ 1..) = (state.stillborn + 1).checked_sub(TOLD) {
+            state.not_before = state.not_before.max(Instant::now() + pause(Refusal::Away, times, draw));
+        }
+    }
+
+    /// A connection is used for the first time: what is opened serves.
+    pub fn serves(&self) {
+        self.lock().stillborn = 0;
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -168,7 +186,8 @@ impl Dialing {
 impl State {
     /// While dials fail, or what they bring dies at once, one dialer probes; the others would only hammer.
     fn allowed(&self, at_once: usize, waited_for: bool) -> usize {
-        if self.failures > 0 || (self.die_young() && !waited_for) { 1 } else { at_once }
+        let probes = self.failures > 0 || self.stillborn >= TOLD || (self.die_young() && !waited_for);
+        if probes { 1 } else { at_once }
     }
 
     /// Connections die young, as far as known.

@@ -35,6 +35,7 @@ pub struct Connection<B: Backend> {
 impl<B: Backend> Connection<B> {
     pub(super) fn new(mut item: Item<B>, pool: &Arc<Inner<B>>, terms: Terms, at: At) -> Self {
         item.holder.begin(&pool.gate.holds().clock, at);
+        pool.served(&item);
         let since = pool.slots.measure(Instant::now);
         let (deadline, failed) = (terms.deadline, AtomicBool::new(false));
         Self { item: Some(item), since, deadline, failed, pool: pool.clone() }

@@ -18,6 +18,9 @@ use crate::law::{Decision, Reason};
 use crate::observe::Event;
 use crate::terms::after;
 
+/// A connection that was opened within this time went to somebody who had waited for it.
+const FRESH: Duration = Duration::from_millis(100);
+
 impl<B: Backend> Inner<B> {
     /// Starts the dials that limit, `min_size` and ceiling ask for. To be called after everything that makes room or need.
     ///
@@ -50,6 +53,21 @@ impl<B: Backend> Inner<B> {
 
     fn is_waited_for(&self) -> bool {
         self.slots.published.occupancy().queue_depth > 0
+    }
+
+    /// A connection is about to be used.
+    pub(super) fn served(&self, item: &Item<B>) {
+        if item.unused_for().is_some() {
+            self.dialing.serves();
+        }
+    }
+
+    /// A connection is dead at its hand-out.
+    pub(super) fn died_at_hand_out(&self, item: &Item<B>) {
+        self.died(item);
+        if item.unused_for().is_some_and(|age| age <= FRESH) {
+            self.dialing.stillborn(self.gate.draw());
+        }
     }
 
     /// A connection has died that nobody holds, or that nobody could use.

@@ -283,7 +283,7 @@ impl<B: Backend> Inner<B> {
 
     /// A dead connection goes, and its acquire goes on with the next one; it waits for one only if it has a span to do so.
     fn replace(&self, dead: Item<B>, span: Option<Span>) -> Entry<Item<B>> {
-        self.died(&dead);
+        self.died_at_hand_out(&dead);
         let waits = span.map(|span| (span.class, span.times()));
         let entry = self.slots.reject(dead, waits, || Clock::now().into_std());
         self.reconcile();
