@@ -109,7 +109,8 @@ const WAYS: &[Way] = &[
         timeout(SHORTER, t.execute("lock table held", &[])).await.unwrap_err();
     } => ABANDONED, accepting ROLLED_BACK),
     way!("dropped as soon as it was sent", |t| {
-        let mut sent = pin!(t.batch_execute("insert into t values (2)"));
+        // So slow that no answer can come before it is dropped.
+        let mut sent = pin!(t.batch_execute("insert into t select 2 from pg_sleep(0.05)"));
         assert!(poll_immediate(sent.as_mut()).await.is_none());
     } => ABANDONED, accepting STORED_WITH_IT),
     way!("prepared, and dropped as soon as it was sent", |t| {
