@@ -290,11 +290,13 @@ impl Model {
     }
 
     fn poll(&mut self, at: usize) {
+        let checks = self.sim.checks();
         let Wait { acquire, until, polled, late, .. } = &mut self.waits[at];
         let outcome = acquire.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         let now = Instant::now();
-        // Fetched late, a grant that came in time may have none left for its check.
-        let in_time = now - std::mem::replace(polled, now) <= Duration::from_millis(10);
+        // Fetched late, a grant that came in time may have none left for its check, which has begun just now.
+        let is_late = now - std::mem::replace(polled, now) > Duration::from_millis(10);
+        let fetched_late = is_late && self.sim.checks() > checks;
         if outcome.is_pending() && now > *until {
             let since = *late.get_or_insert(now);
             // A turn of the driver, and the timers' resolution.
@@ -309,7 +311,7 @@ impl Model {
                     self.hold(connection);
                 }
                 Err(error) => {
-                    if in_time {
+                    if !fetched_late {
                         self.check_timeout(&error);
                     }
                     self.told.outcome(&error);

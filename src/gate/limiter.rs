@@ -259,9 +259,12 @@ impl HasSlots for Inner {
         self.fill();
     }
 
-    fn tell(&self) {
-        guarded(|| self.changed.notify_waiters());
-        self.gate.publish_snapshot();
+    fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    fn changed(&self) -> &Notify {
+        &self.changed
     }
 }
 

@@ -3,11 +3,13 @@
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
 use tokio::time::Instant as Clock;
 
 use super::counts::{Bounds, Counts};
 use super::holds::Held;
 use super::slots::Slots;
+use super::{Gate, guarded};
 
 /// A pool or a limiter, as the gate and its driver see it: whatever its slots carry.
 pub(crate) trait Plant: Send + Sync {
@@ -41,8 +43,14 @@ pub(crate) trait HasSlots: Send + Sync {
     fn slots(&self) -> &Slots<Self::Item>;
     /// Opens what limit and bounds ask for.
     fn refill(&self);
-    /// Something has changed that others may wait for.
-    fn tell(&self);
+    fn gate(&self) -> &Gate;
+    /// Where `ready` and `drain` wait.
+    fn changed(&self) -> &Notify;
+    /// Something has changed that the driver may not see: it rests while nothing is acquired.
+    fn tell(&self) {
+        guarded(|| self.changed().notify_waiters());
+        self.gate().publish_snapshot();
+    }
     /// Closes what has lived for too long.
     fn close_old(&self) {}
     fn close_old_every(&self) -> Option<Duration> {

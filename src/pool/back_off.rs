@@ -168,8 +168,9 @@ impl Dialing {
     pub fn stillborn(&self, draw: f64) {
         let mut state = self.lock();
         state.stillborn = state.stillborn.saturating_add(1);
-        if let Some(times @ 1..) = (state.stillborn + 1).checked_sub(TOLD) {
-            state.not_before = state.not_before.max(Instant::now() + pause(Refusal::Away, times, draw));
+        if state.stillborn >= TOLD {
+            let pause = pause(Refusal::Away, state.stillborn - TOLD + 1, draw);
+            state.not_before = state.not_before.max(Instant::now() + pause);
         }
     }
 

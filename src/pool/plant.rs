@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use tokio::sync::Notify;
+
 use super::{Inner, Item};
 use crate::backend::{Backend, PlaceOwner};
-use crate::gate::guarded;
+use crate::gate::Gate;
 use crate::gate::plant::HasSlots;
 use crate::gate::slots::Slots;
 use crate::observe::Event;
@@ -20,10 +22,12 @@ impl<B: Backend> HasSlots for Inner<B> {
         self.reconcile();
     }
 
-    /// The driver may not see it: it rests while nothing is acquired.
-    fn tell(&self) {
-        guarded(|| self.changed.notify_waiters());
-        self.gate.publish_snapshot();
+    fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    fn changed(&self) -> &Notify {
+        &self.changed
     }
 
     fn close_old(&self) {
