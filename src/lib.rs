@@ -133,6 +133,13 @@ pub use error::QueryError;
 #[cfg(feature = "postgres")]
 pub use postgres::Postgres;
 
+/// What a simulation of a pool needs so that it runs the very laws that production runs. Not part of the API.
+#[doc(hidden)]
+pub mod simulation {
+    pub use crate::law::admit::{Caps, Claim, Occupancy, admit};
+    pub use crate::law::estimate::MeanTime;
+}
+
 /// The README's examples are compiled with the tests.
 #[cfg(all(doctest, feature = "axum", feature = "postgres"))]
 #[doc = include_str!("../README.md")]

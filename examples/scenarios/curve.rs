@@ -7,10 +7,10 @@ use crate::Error;
 /// What was measured on a real PostgreSQL, one line a workload and number of connections.
 const MEASURED: &str = include_str!("data/pg_throughput_curves.csv");
 /// As far as the curves go: eight instances with 50 connections each, and a rival.
-const MOST: usize = 512;
+pub const MOST: usize = 512;
 
 /// Queries a second at 0, 1, 2 ... queries running at once.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Curve(Vec<f64>);
 
 impl Curve {
@@ -26,6 +26,57 @@ impl Curve {
         self.0[running.min(MOST)]
     }
 
+    /// The most that it gives for 1 to `within`.
+    pub fn peak(&self, within: usize) -> f64 {
+        self.0[..=within.min(MOST)].iter().copied().fold(0.0, f64::max)
+    }
+
+    /// So many times as high.
+    pub fn times(mut self, factor: f64) -> Self {
+        self.0.iter_mut().for_each(|rate| *rate *= factor);
+        self
+    }
+
+    /// The same curve with its sizes stretched: a knee at 20 moves to 10 where `factor` is 0.5.
+    pub fn stretched(&self, factor: f64) -> Self {
+        Self::sampled(|n| {
+            let at = (n / factor).min(MOST as f64);
+            let (below, part) = (at.floor() as usize, at.fract());
+            self.at(below) * (1.0 - part) + self.at(below + 1) * part
+        })
+        .times(factor)
+    }
+
+    /// Rises in proportion, and falls past the knee the steeper the larger the exponent: X(n) = n ÷ (1 + c nᵖ). With
+    /// p = 2 it is the Universal Scalability Law without contention.
+    pub fn falling(knee: f64, exponent: f64) -> Self {
+        let c = 1.0 / ((exponent - 1.0) * knee.powf(exponent));
+        Self::sampled(|n| n / (1.0 + c * n.powf(exponent)))
+    }
+
+    /// Rises in proportion, and stays where it is past the knee.
+    pub fn plateau(knee: f64) -> Self {
+        Self::sampled(|n| n / (1.0 + (n / knee).powi(4)).powf(0.25))
+    }
+
+    /// A plateau that falls by half past the edge: memory that is full, a lock that is fought for.
+    pub fn cliff(knee: f64, edge: f64) -> Self {
+        let plateau = Self::plateau(knee);
+        Self::sampled(|n| plateau.at(n as usize) * if n > edge { 0.5 } else { 1.0 })
+    }
+
+    /// Two maxima: one at `first`, one at `second` that is so many times as high.
+    pub fn humps(first: f64, second: f64, times: f64) -> Self {
+        let (low, high) = (Self::falling(first, 3.0), Self::falling(second, 4.0));
+        let times = times * low.peak(MOST) / high.peak(MOST);
+        Self::sampled(|n| {
+            // From one to the other between the two, on a logarithmic scale.
+            let along = ((n / first).ln() / (second / first).ln()).clamp(0.0, 1.0);
+            let n = n as usize;
+            low.at(n).max(times * high.at(n) * along * along)
+        })
+    }
+
     fn sampled(at: impl Fn(f64) -> f64) -> Self {
         Self((0..=MOST).map(|n| if n == 0 { 0.0 } else { at(n as f64) }).collect())
     }
@@ -37,7 +88,7 @@ impl Curve {
     }
 
     /// Straight lines between what was measured, on logarithmic scales.
-    fn measured(workload: &str) -> Result<Self, Error> {
+    pub fn measured(workload: &str) -> Result<Self, Error> {
         let points = MEASURED.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
             let mut fields = line.split(',');
             let (name, n, rate) = (fields.next()?, fields.next()?, fields.next()?);

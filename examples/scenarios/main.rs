@@ -16,6 +16,7 @@ mod random;
 mod record;
 mod run;
 mod scenario;
+mod sweep;
 mod table;
 
 use std::path::PathBuf;
@@ -25,7 +26,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::Instant;
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::metrics::Row;
 use crate::opponents::Choice;
@@ -39,6 +40,9 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 #[derive(Debug, Parser)]
 #[command(name = "scenarios")]
 struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+
     /// Play only the scenarios whose names begin so; may be given several times.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
@@ -62,6 +66,11 @@ struct Args {
     /// Where summary.json and the pictures go.
     #[arg(long, value_name = "DIRECTORY", default_value = "target/scenarios")]
     out: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Sweep(sweep::Sweep),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -90,7 +99,12 @@ struct Job<'a> {
 }
 
 fn main() -> ExitCode {
-    match judge(&Args::parse()) {
+    let args = Args::parse();
+    let done = match &args.command {
+        Some(Command::Sweep(sweep)) => sweep::sweep(sweep),
+        None => judge(&args),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("scenarios: {error}");

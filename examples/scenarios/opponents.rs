@@ -9,7 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Instant;
 
-use tower_adaptive_pool::{Builder, Controller, Decision, QueueDepth, Reason, Sample};
+use tower_adaptive_pool::{Builder, Controller, Decision, PaidGrowth, QueueDepth, Reason, Sample};
 
 use crate::database::Database;
 use crate::random::Random;
@@ -30,6 +30,23 @@ pub enum Choice {
 impl Choice {
     pub const RIVALS: [Self; 5] =
         [Self::Adaptive, Self::QueueDepth, Self::Aimd, Self::Vegas, Self::Gradient2];
+
+    /// Whether it is the default law, in part or whole.
+    pub fn is_ours(self) -> bool {
+        matches!(self, Self::Adaptive)
+    }
+
+    /// The controller, for limits that begin at `first`.
+    pub fn controller(self, first: usize) -> Box<dyn Controller> {
+        let limit = first as f64;
+        match self {
+            Self::Adaptive | Self::Static(_) => Box::new(PaidGrowth::default().into_controller()),
+            Self::QueueDepth => Box::new(QueueDepth::default().into_controller()),
+            Self::Aimd => Box::new(Limits { limit, rule: Aimd }),
+            Self::Vegas => Box::new(Limits { limit, rule: Vegas::default() }),
+            Self::Gradient2 => Box::new(Limits { limit, rule: Gradient2::default() }),
+        }
+    }
 
     /// Puts the controller in.
     pub fn over(self, builder: Builder<Database>, scenario: &Scenario) -> Builder<Database> {

@@ -20,14 +20,14 @@ const FEWEST: f64 = 30.0;
 
 /// The bounds of the queue, in waiters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Caps {
+pub struct Caps {
     pub soft: usize,
     pub hard: usize,
 }
 
 /// What the slots publish, as one request sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Occupancy {
+pub struct Occupancy {
     /// Waiters.
     pub queue_depth: usize,
     /// Connections free to be handed out.
@@ -45,7 +45,7 @@ impl Occupancy {
 
 /// What a request is measured by when nothing is free.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Claim {
+pub struct Claim {
     /// Waiters who are served before it.
     pub ahead: usize,
     /// Time until its deadline.
@@ -74,7 +74,7 @@ pub(crate) struct Claim {
 ///
 /// Fewer waiters than connections are never too many, but for a class that has less than half of the capacity left by the
 /// higher ones: let in on that ground, it would be overtaken until its time has come.
-pub(crate) fn admit(seen: Occupancy, caps: Caps, claim: &Claim) -> Option<ShedReason> {
+pub fn admit(seen: Occupancy, caps: Caps, claim: &Claim) -> Option<ShedReason> {
     if claim.ahead >= caps.hard {
         return Some(ShedReason::HardCap);
     }

@@ -12,7 +12,7 @@ const FARTHEST: f64 = 4.0;
 
 /// The smoothed mean of a duration: an exponentially weighted moving average over samples.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct MeanTime {
+pub struct MeanTime {
     seconds: Option<f64>,
 }
 
