@@ -116,7 +116,7 @@ pub use error::{AcquireError, AcquireTimeout, DrainTimeout, Hold, NotReady, Shar
 pub use gate::ledger::{Acquires, Admissions, Queries};
 pub use gate::limiter::{Limiter, Permit};
 pub use gate::{DryRun, Gate, GateHandle, Snapshot, SnapshotWatch, Verdict, WeakGate};
-pub use law::{Controller, Decision, PaidGrowth, QueueDepth, Reason, Sample};
+pub use law::{Controller, Decision, PaidGrowth, Phase, QueueDepth, Reason, Sample, UseTimes};
 pub use layer::{
     AdaptivePoolLayer, AdaptivePoolService, Classify, ProblemJson, Respond, ResponseFuture, StatusOnly,
     Unclassed,

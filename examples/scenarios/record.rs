@@ -131,7 +131,7 @@ impl Record {
                 }
             }
             // A probe lasts until the law says something else: when it is kept, the limit does not move.
-            trail.probing &= reason.code().starts_with("probe");
+            trail.probing &= reason.code() == "probe";
             self.instance_looks += 1;
             self.probing_looks += u64::from(trail.probing);
             let bin = &mut self.bins[index];
@@ -192,7 +192,7 @@ impl Trail {
 
     fn see(&mut self, limit: usize, code: &str) {
         let from = std::mem::replace(&mut self.limit, limit);
-        let ends_a_probe = std::mem::replace(&mut self.probing, code.starts_with("probe"));
+        let ends_a_probe = std::mem::replace(&mut self.probing, code == "probe");
         if self.probing {
             self.probes += 1;
             return;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::ledger::Acquires;
 use crate::config::usual_base_limit;
+use crate::law::UseTimes;
 use crate::law::admit::Occupancy;
 use crate::terms::{CLASSES, Class};
 
@@ -93,7 +94,7 @@ pub(crate) struct Bounds {
 }
 
 /// Everything there is to count, read together under the lock.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Counts {
     pub in_use: usize,
     pub peak_in_use: usize,
@@ -114,6 +115,9 @@ pub(crate) struct Counts {
     pub hard_cap: usize,
     pub completions: u64,
     pub use_time: Option<Duration>,
+    pub use_time_scatter: f64,
+    /// Since the last sample; known to it alone.
+    pub use_times: UseTimes,
     pub acquires: Acquires,
     pub misses: u64,
     pub entered: [u64; CLASSES],

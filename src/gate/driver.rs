@@ -193,6 +193,8 @@ fn tick(gate: &Gate, plant: &dyn Plant, controller: &mut dyn Controller, last: &
         timeouts: counts.acquires.timed_out.wrapping_sub(last.counts.acquires.timed_out),
         dial_failures: dial_failures.wrapping_sub(last.dial_failures),
         use_time: counts.use_time,
+        use_time_scatter: counts.use_time_scatter,
+        use_times: counts.use_times,
         share: gate.share(),
     };
     let elapsed = last.tick.replace(now).map_or(TICK, |before| now - before);

@@ -10,6 +10,7 @@ use super::holds::Held;
 use super::ledger::Acquires;
 use super::queue::{Answer, Grant, Key, Queue, Times};
 use crate::error::SharedError;
+use crate::law::UseTimes;
 use crate::law::estimate::MeanTime;
 use crate::terms::{CLASSES, Class};
 
@@ -324,6 +325,8 @@ impl<T: Held> State<T> {
             max_size: self.bounds.max_size,
             hard_cap: self.bounds.hard_cap,
             use_time: self.use_time.get(),
+            use_time_scatter: self.use_time.scatter(),
+            use_times: UseTimes::default(), // so are these
         }
     }
 }

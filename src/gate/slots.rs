@@ -24,6 +24,8 @@ use crate::terms::Class;
 
 /// One hold in so many is timed.
 const SAMPLED: u64 = 16;
+/// From so many nanoseconds on, two readings of the clock (40) do not count.
+const LONG: u64 = 1_000_000;
 
 /// Permits and waiters. See the module; what changes how many permits there are is in [`resize`](super::resize).
 #[derive(Debug)]
@@ -210,7 +212,9 @@ impl<T: Held> Slots<T> {
         let turn = self.turn.load(Relaxed);
         self.turn.store(turn.wrapping_add(1), Relaxed);
         let waited_for = self.published.queue_depth.load(Relaxed) > 0;
-        (waited_for || turn.is_multiple_of(SAMPLED)).then(clock)
+        let use_time = self.published.use_time.load(Relaxed);
+        let is_long = use_time == 0 || use_time >= LONG;
+        (is_long || waited_for || turn.is_multiple_of(SAMPLED)).then(clock)
     }
 
     /// Destroys a permit whose use has ended; `since` as in [`release`](Self::release). What it carried is dropped after the lock
@@ -260,7 +264,8 @@ impl<T: Held> Slots<T> {
     pub fn sample(&self, now: Instant) -> Counts {
         let mut state = self.lock();
         let impatient = state.queue.is_impatient(now);
-        let counts = Counts { impatient, ..state.read() };
+        let use_times = state.use_time.take_recent();
+        let counts = Counts { impatient, use_times, ..state.read() };
         state.counts.peak_in_use = state.counts.in_use;
         state.age(now);
         if state.is_stalled(now) {

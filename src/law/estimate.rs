@@ -2,18 +2,31 @@
 
 use std::time::Duration;
 
-/// Weight of a new sample: 1 ÷ 16 forgets half of the past in eleven samples, as TCP's smoothed round-trip time does
-/// with 1 ÷ 8 (RFC 6298); twice as calm, because service times scatter more than round trips.
-const WEIGHT: f64 = 1.0 / 16.0;
+use super::scale::UseTimes;
 
-/// A sample counts for at most so many times the mean: a connection that was held through a stall, or forgotten for ten
-/// minutes, says little about the next. A database that became a hundred times slower is still learnt in thirty samples.
-const FARTHEST: f64 = 4.0;
+/// Weight of a new sample: 1 ÷ 32 forgets half of the past in 22 samples. TCP's smoothed round-trip time has 1 ÷ 8 (RFC 6298);
+/// service times scatter more than round trips.
+const WEIGHT: f64 = 1.0 / 32.0;
 
-/// The smoothed mean of a duration: an exponentially weighted moving average over samples.
+/// A sample counts for at most so many times the mean: a connection that was forgotten for ten minutes says little about the
+/// next. Queries 500 times as long as the others are not that rare, and a mean without them is wrong.
+const FARTHEST: f64 = 250.0;
+
+/// Samples that the scatter is a mean of: long queries may be one in a hundred.
+const REMEMBERED: f64 = 500.0;
+/// The scatter before anything was seen, and the samples that this is worth.
+const SCATTER: (f64, f64) = (2.0, 20.0);
+
+/// The smoothed mean of a duration (an exponentially weighted moving average over samples), and how far they scatter.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MeanTime {
     seconds: Option<f64>,
+    samples: f64,
+    /// Means of the samples and of their squares, over more of them.
+    first: f64,
+    second: f64,
+    /// Those since they were taken last.
+    recent: UseTimes,
 }
 
 impl MeanTime {
@@ -23,16 +36,30 @@ impl MeanTime {
         if value.is_zero() {
             return;
         }
-        let value = value.as_secs_f64();
-        self.seconds = Some(match self.seconds {
-            Some(mean) => mean + WEIGHT * (value.min(FARTHEST * mean) - mean),
-            None => value,
-        });
+        let mean = self.seconds.unwrap_or(value.as_secs_f64());
+        self.recent.add(value.as_secs_f64());
+        let value = value.as_secs_f64().min(FARTHEST * mean);
+        self.seconds = Some(mean + WEIGHT * (value - mean));
+        self.samples = (self.samples + 1.0).min(REMEMBERED);
+        self.first += (value - self.first) / self.samples;
+        self.second += (value * value - self.second) / self.samples;
     }
 
     /// The mean, or `None` before the first sample.
     pub fn get(&self) -> Option<Duration> {
         self.seconds.map(Duration::from_secs_f64)
+    }
+
+    /// What was added since the last call.
+    pub fn take_recent(&mut self) -> UseTimes {
+        std::mem::take(&mut self.recent)
+    }
+
+    /// The variance of a sample in squares of the mean: 1 for exponential times, 0 where all are alike.
+    pub fn scatter(&self) -> f64 {
+        let seen = if self.first > 0.0 { self.second / (self.first * self.first) - 1.0 } else { 0.0 };
+        let (before, worth) = SCATTER;
+        (seen.max(0.0) * self.samples + before * worth) / (self.samples + worth)
     }
 }
 

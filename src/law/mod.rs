@@ -14,4 +14,4 @@ pub use paid_growth::PaidGrowth;
 pub(crate) use paid_growth::PaidGrowthController;
 pub use queue_depth::QueueDepth;
 pub(crate) use queue_depth::QueueDepthController;
-pub use scale::{Controller, Decision, Reason, Sample};
+pub use scale::{Controller, Decision, Phase, Reason, Sample, UseTimes};

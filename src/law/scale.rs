@@ -59,6 +59,11 @@ pub struct Sample {
     pub dial_failures: u64,
     /// Smoothed time a connection is held, once known.
     pub use_time: Option<Duration>,
+    /// How far those times scatter: their variance in squares of the mean. 1 for exponential ones, 25 where one query in a
+    /// hundred takes a hundred times as long.
+    pub use_time_scatter: f64,
+    /// The times of the uses that ended since the last sample, as far as they were measured.
+    pub use_times: UseTimes,
     /// This instance's share of the load on the database, over 0 and up to 1: 0.25 for one of four.
     pub share: f64,
 }
@@ -85,8 +90,50 @@ impl Default for Sample {
             timeouts: 0,
             dial_failures: 0,
             use_time: None,
+            use_time_scatter: 1.0,
+            use_times: UseTimes::default(),
             share: 1.0,
         }
+    }
+}
+
+/// Logarithms of use times: a database that is twice as slow adds ln 2 to each, however long and short queries are mixed.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct UseTimes {
+    /// How many were measured.
+    pub count: f64,
+    /// The sum of ln(seconds).
+    pub ln_sum: f64,
+    /// The sum of their squares.
+    pub ln_squares: f64,
+}
+
+impl UseTimes {
+    /// Takes in a use of so many seconds; none of zero.
+    pub fn add(&mut self, seconds: f64) {
+        if seconds > 0.0 {
+            let ln = seconds.ln();
+            self.count += 1.0;
+            self.ln_sum += ln;
+            self.ln_squares += ln * ln;
+        }
+    }
+
+    /// The mean logarithm; none without a measurement.
+    pub fn ln_mean(&self) -> Option<f64> {
+        (self.count > 0.0).then(|| self.ln_sum / self.count)
+    }
+
+    pub(crate) fn merge(&mut self, more: &Self) {
+        self.count += more.count;
+        self.ln_sum += more.ln_sum;
+        self.ln_squares += more.ln_squares;
+    }
+
+    pub(crate) fn keep(&mut self, part: f64) {
+        self.count *= part;
+        self.ln_sum *= part;
+        self.ln_squares *= part;
     }
 }
 
@@ -98,6 +145,20 @@ pub struct Decision {
     pub limit: usize,
     /// Why.
     pub reason: Reason,
+}
+
+/// What the default law is doing: the state that a [`Reason`] belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Phase {
+    /// Requests wait: the limit grows towards what the load needs, as long as growth pays.
+    FollowDemand,
+    /// Requests wait, and the limit stays: growth does not pay, or it is not known yet whether it does.
+    Hold,
+    /// Another limit is tried.
+    Probe,
+    /// Nobody waits: the limit falls towards what is used.
+    Shrink,
 }
 
 /// Why the limit is what it is, with the figures it was decided from.
@@ -139,10 +200,10 @@ pub enum Reason {
         /// Its standard error.
         error: f64,
     },
-    /// The queue asks for growth, and the load needs more connections by Little's law, but nothing was seen yet of what
-    /// more connections bring: the limit grows, and looks. In a dry run evidence from other limits is always missing, so this
-    /// is all it can say.
-    Unproven {
+    /// The queue asks for growth, and the load needs more connections by Little's law, or nothing ends: the limit grows. Nothing
+    /// was seen yet of what more connections bring; in a dry run evidence from other limits is always missing, so this is all it
+    /// can say.
+    FollowDemand {
         /// Waiters.
         queue_depth: usize,
         /// Until somebody who came now would be served.
@@ -150,15 +211,14 @@ pub enum Reason {
         /// Connections the load needs, if the database can bear them.
         needed: usize,
     },
-    /// The queue asks for growth, but the load does not need more by Little's law, and this limit has not been reached
-    /// for long enough to be judged, or no smaller one to be compared with.
+    /// The queue asks for growth, but too few uses have ended at this limit to judge it.
     GatheringEvidence {
         /// Waiters.
         queue_depth: usize,
         /// Until somebody who came now would be served.
         estimated_wait: Duration,
     },
-    /// The queue asks for growth, and growth so far did not pay.
+    /// The queue asks for growth, and growth so far did not pay: the limit stays.
     NotPaying {
         /// Waiters.
         queue_depth: usize,
@@ -167,53 +227,45 @@ pub enum Reason {
         /// Its standard error.
         error: f64,
     },
-    /// The queue asks for growth, and the next limit was seen not to pay.
-    Ceiling {
-        /// Waiters.
-        queue_depth: usize,
-        /// The smallest limit seen not to pay.
-        ceiling: usize,
-        /// When it is tried again.
-        expires_in: Duration,
-    },
-    /// A smaller limit was shown to do as much: growth is taken back.
+    /// A smaller limit was seen to be worth more: the limit falls to it.
     TakenBack {
+        /// From this limit.
+        from: usize,
+        /// To this one.
+        to: usize,
         /// How throughput followed the limit between the two.
         elasticity: f64,
         /// Its standard error.
         error: f64,
-        /// The smallest limit seen not to pay.
-        ceiling: usize,
-        /// When it is tried again.
-        expires_in: Duration,
     },
-    /// A limit 15 % or more away is tried for a moment.
+    /// Another limit is tried.
     Probe {
         /// From this limit.
         from: usize,
         /// To this one.
         to: usize,
     },
-    /// A limit less than 15 % away is tried.
-    Adjusting {
+    /// The limit that was tried is worth more than the one before: it stays.
+    ProbeKept {
         /// From this limit.
         from: usize,
         /// To this one.
         to: usize,
+        /// What is believed of the elasticity between the two.
+        elasticity: f64,
+        /// Its standard error.
+        error: f64,
     },
-    /// A limit that was tried is worth more than the one before: it stays.
-    TrialKept {
-        /// From this limit.
-        from: usize,
-        /// To this one.
-        to: usize,
-    },
-    /// A limit that was tried is not worth more than the one before: it goes back there.
-    TrialEnded {
+    /// The limit that was tried is not worth more than the one before: it goes back there.
+    ProbeEnded {
         /// From the limit that was tried.
         from: usize,
         /// To the one before.
         to: usize,
+        /// What is believed of the elasticity between the two; its error is infinite where nothing was seen.
+        elasticity: f64,
+        /// Its standard error.
+        error: f64,
     },
     /// The queue asks for growth, but something else is wrong, and more connections would not help.
     Vetoed {
@@ -251,15 +303,13 @@ impl Reason {
             Self::Cooldown { .. } => "cooldown",
             Self::AtMaxSize { .. } => "at_max_size",
             Self::GrowthPays { .. } => "growth_pays",
-            Self::Unproven { .. } => "unproven",
+            Self::FollowDemand { .. } => "follow_demand",
             Self::GatheringEvidence { .. } => "gathering_evidence",
             Self::NotPaying { .. } => "not_paying",
-            Self::Ceiling { .. } => "ceiling",
             Self::TakenBack { .. } => "taken_back",
             Self::Probe { .. } => "probe",
-            Self::Adjusting { .. } => "adjusting",
-            Self::TrialKept { .. } => "trial_kept",
-            Self::TrialEnded { .. } => "trial_ended",
+            Self::ProbeKept { .. } => "probe_kept",
+            Self::ProbeEnded { .. } => "probe_ended",
             Self::Vetoed { .. } => "vetoed",
             Self::Drained { .. } => "drained",
             Self::Rested => "rested",
@@ -270,9 +320,24 @@ impl Reason {
         }
     }
 
+    /// What the default law is doing; none where another one, or the pool itself, decided.
+    pub fn phase(&self) -> Option<Phase> {
+        match self {
+            Self::FollowDemand { .. } | Self::GrowthPays { .. } => Some(Phase::FollowDemand),
+            Self::GatheringEvidence { .. } | Self::NotPaying { .. } | Self::TakenBack { .. } => {
+                Some(Phase::Hold)
+            }
+            Self::ProbeKept { .. } | Self::ProbeEnded { .. } | Self::AtMaxSize { .. } => Some(Phase::Hold),
+            Self::Cooldown { .. } | Self::Vetoed { .. } => Some(Phase::Hold),
+            Self::Probe { .. } => Some(Phase::Probe),
+            Self::Drained { .. } | Self::Rested => Some(Phase::Shrink),
+            _ => None,
+        }
+    }
+
     /// Whether it made the limit grow.
     pub(crate) fn is_growth(&self) -> bool {
-        matches!(self, Self::QueueOverThreshold { .. } | Self::GrowthPays { .. } | Self::Unproven { .. })
+        matches!(self, Self::QueueOverThreshold { .. } | Self::GrowthPays { .. } | Self::FollowDemand { .. })
     }
 }
 
@@ -290,22 +355,17 @@ impl fmt::Display for Reason {
             Self::GrowthPays { elasticity, error, .. } => {
                 write!(f, "more connections bring more (elasticity {elasticity:.2} ± {error:.2})")
             }
-            Self::Unproven { needed, .. } => write!(f, "{needed} seem to be needed"),
+            Self::FollowDemand { needed, .. } => write!(f, "{needed} seem to be needed"),
             Self::GatheringEvidence { .. } => f.write_str("too little is known of this limit"),
             Self::NotPaying { elasticity, error, .. } => {
                 write!(f, "more connections brought no more (elasticity {elasticity:.2} ± {error:.2})")
             }
-            Self::Ceiling { ceiling, expires_in, .. } => {
-                write!(f, "{ceiling} were seen to bring no more; tried again in {expires_in:.1?}")
+            Self::TakenBack { from, to, elasticity, error } => {
+                write!(f, "{from} brought no more than {to} (elasticity {elasticity:.2} ± {error:.2})")
             }
-            Self::TakenBack { ceiling, expires_in, .. } => {
-                write!(f, "fewer do as much; {ceiling} are tried again in {expires_in:.1?}")
-            }
-            Self::Probe { from, to } | Self::Adjusting { from, to } => {
-                write!(f, "{to} are tried instead of {from}")
-            }
-            Self::TrialKept { from, to } => write!(f, "{to} do more than {from}"),
-            Self::TrialEnded { from, to } => write!(f, "{from} did no more than {to}"),
+            Self::Probe { from, to } => write!(f, "{to} are tried instead of {from}"),
+            Self::ProbeKept { from, to, .. } => write!(f, "{to} do more than {from}"),
+            Self::ProbeEnded { from, to, .. } => write!(f, "{from} did no more than {to}"),
             Self::Vetoed { dial_failures, failures, .. } => {
                 write!(f, "{dial_failures} dials and {failures} uses failed")
             }

@@ -8,8 +8,8 @@
 //! | arrivals | 34 % steady Poisson, 16 % on/off (0.5 to 10 s), 12 % ramp, 12 % flash crowd (× 3 to 30), 12 % day (a sine), 14 % closed loop of users |
 //! | level | 0.3 to 3 times the capacity at its highest |
 //! | event | 45 % none; slower or faster for good, stall, drift, rival queries, knee moves, fast errors told and untold, dials that fail |
-//! | bounds | `min_size` 1, 2, 5 or 10; `max_size` 50 or 20 to 500; `hard_cap` 20 to 1,000; deadline 0.1 to 5 s, at least 10 queries |
-//! | dials | 2 to 30 ms, or up to 1 s; each is up to 5 ms of work for the server |
+//! | bounds | `min_size` 1, 2, 5, 10, or in half of them `max_size`; `max_size` 50 or 20 to 500; `hard_cap` 20 to 1,000; deadline 0.1 to 5 s, at least 10 queries |
+//! | dials | 2 to 30 ms, or in 15 % up to 1 s; each is up to 5 ms of work for the server |
 //! | instances | 68 % one; 10 % 2 to 8 told their share; 8 % 2 to 4 untold; 14 % beside 1 to 3 pools of 4 to 20 that are fixed |
 //!
 //! Where a range spans more than a factor of three it is drawn evenly on a logarithmic scale.
@@ -208,12 +208,12 @@ impl Case {
             level,
             capacity_per_s,
             event,
-            min_size: draw.one_of(&[(1.0, 1), (1.0, 2), (1.0, 5), (2.0, 10)]),
+            min_size: draw.one_of(&[(1.0, 1), (1.0, 2), (1.0, 5), (2.0, 10), (5.0, max_size)]),
             max_size,
             soft_cap: hard_cap / 2,
             hard_cap,
             deadline_s: draw.log(0.1, 5.0).max(10.0 * mean_s),
-            dial_s: if draw.chance(0.7) { draw.log(0.002, 0.030) } else { draw.log(0.030, 1.0) },
+            dial_s: if draw.chance(0.85) { draw.log(0.002, 0.030) } else { draw.log(0.030, 1.0) },
             dial_work_s: draw.even(0.0, 0.005),
             instances,
             share,

@@ -142,7 +142,8 @@ impl<'a> World<'a> {
         let pool = |mover: Mover, own| {
             let base = case.min_size.min(10);
             let (limit, open, max_size) = match mover {
-                Mover::Fixed(size) => (size, size, size),
+                // As many are open at the beginning as where a controller decides; those of a neighbour are all open.
+                Mover::Fixed(size) => (size, if own { case.min_size.min(size) } else { size }, size),
                 Mover::Law(_) => (base, case.min_size, case.max_size),
             };
             let (dials, queue) = (Vec::new(), VecDeque::new());
@@ -302,7 +303,11 @@ impl<'a> World<'a> {
                 pool.in_use -= 1;
                 pool.sample.completions += 1;
                 pool.sample.failures += u64::from(fails && self.errors.is_some_and(|(_, told)| told));
-                pool.use_time.add(Duration::from_secs_f64(now_s - began_s));
+                // As the pool does: of short ones that nobody waits for, one in sixteen.
+                let is_long = pool.use_time.get().is_none_or(|mean| mean >= Duration::from_millis(1));
+                if is_long || !pool.queue.is_empty() || request % 16 == 0 {
+                    pool.use_time.add(Duration::from_secs_f64(now_s - began_s));
+                }
                 if took_s <= self.case.deadline_s && !fails {
                     self.outcome.goodput += 1;
                     self.outcome.own_goodput += u64::from(pool.own);
@@ -450,7 +455,9 @@ fn take_sample(pool: &mut Pool, case: &Case, now_s: f64) -> Sample {
     (sample.opening, sample.limit) = (pool.opening(), pool.limit);
     (sample.min_limit, sample.base_limit) = (1, case.min_size.min(10));
     (sample.max_size, sample.hard_cap) = (case.max_size, case.hard_cap);
-    (sample.use_time, sample.share) = (pool.use_time.get(), case.share);
+    (sample.use_time, sample.use_time_scatter) = (pool.use_time.get(), pool.use_time.scatter());
+    sample.use_times = pool.use_time.take_recent();
+    sample.share = case.share;
     // The most in use since the last sample; what is held now is the least of it.
     pool.sample.peak_in_use = pool.in_use;
     sample

@@ -1,58 +1,68 @@
 //! The default law: grows while growth pays.
 
-mod evidence;
-mod fit;
-mod grow;
-mod judge;
-mod load;
-mod trial;
+mod demand;
+mod probe;
+mod throughput;
 
 use std::time::{Duration, Instant};
 
-use super::{Controller, Decision, Reason, Sample};
+use super::{Controller, Decision, Reason, Sample, UseTimes};
 use crate::config::Problem;
-use evidence::Evidence;
-use grow::{FEWEST, end_trial};
-use load::Load;
-use trial::Trials;
+use demand::Demand;
+use probe::Probes;
+use throughput::{Estimate, Seen, Throughput};
 
-/// Evidence counts from so long after a move, and from two use times after it if that is longer, but never longer than
-/// this: the connections just put to use or out of it have had their effect by then. Two, because the first to end on new
-/// connections are the short ones.
-const SETTLE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// Evidence counts from so many uses after a move, but between so many seconds: the connections just put to use or out of it
+/// have had their effect by then. Two, because the first to end on new connections are the short ones.
+const SETTLE: (f64, f64, f64) = (1.0, 0.020, 5.0);
 /// A wait that is worth a connection to somebody, in seconds, whatever the load seems to need.
 const LONG_WAIT: f64 = 0.020;
-/// One shrink: at most to this ratio, once in so long, to so many times the peak use.
-const SHRINK: (f64, Duration, f64) = (0.85, Duration::from_millis(200), 1.15);
-
-/// The most that the limit grows by in one tick (10 ms) to where nothing was seen yet. A limit moves at no cost, but what
-/// the database makes of it must show: so many were dialed in a tick when each step had to be.
-const PACE: usize = 3;
-
-/// Uses that became so many times as long, and by so much more than the limit became wider, are a collapse: noise is less.
-const COLLAPSED: (f64, f64) = (2.0, 1.1);
-/// So many times the use time of those that ended, uses in progress are of another kind.
-const LONGER: f64 = 4.0;
-
-/// The time in which those who wait should be served, in seconds, beside those who arrive.
-const DRAIN: f64 = 0.5;
+/// One shrink: at most to this ratio, once in so many seconds, to so many times the peak use.
+const SHRINK: (f64, f64, f64) = (0.85, 0.200, 1.15);
+/// And not before so many uses went without a wait.
+const SHRINK_USES: f64 = 4.0;
+/// So many times the unloaded use time, the database is loaded.
+const LOADED: f64 = 1.35;
+/// While it is not, the limit grows by this part of itself in a use time, counted from so many connections.
+const PACE: (f64, f64) = (0.5, 6.0);
+/// Between two growths that no evidence stands behind, in seconds; while nothing ends each is the longer the later it comes.
+const COOLDOWN: f64 = 0.100;
+/// After each growth that was taken back the next one waits for twice as long, so many times.
+const TAKEN_BACK: i32 = 6;
+/// In so many usual uses something ends, or those who wait are stuck.
+const STUCK_USES: f64 = 10.0;
+/// Connections that are dialed ahead of those in use.
+const AHEAD: usize = 4;
+/// Factor of a growth of which nothing is known.
+const BLIND: f64 = 1.5;
+/// What is believed of growth before anything was seen: that it mostly pays. An elasticity.
+const BELIEVED: Estimate = Estimate { value: 0.8, error: 0.4 };
+/// What was shown while no smaller limit was seen.
+const UNSEEN: Estimate = Estimate { value: BELIEVED.value, error: f64::INFINITY };
+/// The least and the most of one growth, as powers of two: 11 % to double; and one past what the load seems to need.
+const STEPS: (f64, f64, f64) = (0.15, 1.0, 1.25);
+/// Ratio of limits between which elasticity says more than noise.
+const SPAN: f64 = 1.4;
+/// Standard error of an elasticity that is not yet a reason to give growth up.
+const WEAK: f64 = 0.5;
+/// Ratio of the next larger limit, and the most that the elasticity falls by on the way there.
+const NEXT: f64 = 1.1;
+const BEND: f64 = 0.7;
+/// Completions before a limit is judged, and as many as it has connections.
+const FEWEST: f64 = 10.0;
+/// Standard errors that prove a difference that is looked at a hundred times a second.
+const PROVEN: f64 = 3.0;
+/// And that are enough for the way back, once growth does not pay any more.
+const RETREAT: f64 = 1.0;
+/// Standard errors by which a limit was seen to be worth less before growth halts below it.
+const WORSE: f64 = 1.5;
+/// How far elasticities lie from the one that pays, as a standard deviation: of two limits next to each other a great
+/// difference is more likely noise.
+const PLAUSIBLE: f64 = 1.0;
+/// Failures, as one in so many completions, at which growth is not the remedy.
+const ONE_IN: u64 = 20;
 
 /// Grows while growth pays: the default law.
-///
-/// It remembers what each size completed while it was saturated (somebody waits, every connection is held), and so
-/// learns the elasticity e of throughput over size: 1 when twice the connections do twice the work, 0 when they do the
-/// same. It grows towards what the load needs by Little's law, further only when that was shown to pay, takes growth
-/// back that was shown not to, tries sizes nearby now and then, and shrinks when nobody has waited for a while. When the
-/// throughput at one size has clearly moved, the database has changed and what was seen counts for little.
-///
-/// An instance that is one of several on a database sees e too large; it corrects for its
-/// [`share`](crate::Builder::share).
-///
-/// ```
-/// use tower_adaptive_pool::PaidGrowth;
-///
-/// let law = PaidGrowth { pays: 0.2, ..PaidGrowth::default() }; // fewer connections, a little less throughput
-/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PaidGrowth {
     /// Waiters that ask for growth where the load needs more connections. Default 4: a queue of a few is already people
@@ -93,31 +103,22 @@ impl PaidGrowth {
 pub(crate) struct PaidGrowthController {
     law: PaidGrowth,
     share: f64,
-    load: Load,
-    evidence: Evidence,
-    /// As of this tick: it is asked for several times in one.
-    shortest_use: Option<f64>,
-    trials: Trials,
+    demand: Demand,
+    model: Throughput,
+    probes: Probes,
     limit: usize,
-    /// Growth that is under way.
-    heading: Option<Heading>,
+    in_use: usize,
     moved: Option<Instant>,
+    /// Completions since then, and when the last one was.
+    since_move: u64,
+    ended: Option<Instant>,
     saturated: bool,
     counts_from: Option<Instant>,
     quiet_since: Option<Instant>,
-    /// Somebody has waited for long, behind uses that are much longer than those that end.
-    stuck_since: Option<Instant>,
     shrunk: Option<Instant>,
-}
-
-/// Growth to where nothing was seen yet, a few connections a tick.
-#[derive(Clone, Copy, Debug)]
-struct Heading {
-    /// The limit and the use time, in seconds, when it began.
-    from: usize,
-    use_time: f64,
-    to: Decision,
-    by_now: usize,
+    hungry_since: Option<Instant>,
+    /// How often growth was taken back: each time the next one waits for twice as long.
+    taken_back: i32,
 }
 
 impl PaidGrowthController {
@@ -125,109 +126,312 @@ impl PaidGrowthController {
         Self {
             law,
             share: 1.0,
-            load: Load::default(),
-            evidence: Evidence::new(),
-            shortest_use: None,
-            trials: Trials::new(),
+            demand: Demand::default(),
+            model: Throughput::new(),
+            probes: Probes::new(),
             limit: 0,
-            heading: None,
+            in_use: 0,
             moved: None,
+            since_move: 0,
+            ended: None,
             saturated: false,
             counts_from: None,
             quiet_since: None,
-            stuck_since: None,
             shrunk: None,
+            hungry_since: None,
+            taken_back: 0,
         }
     }
 
     fn observe(&mut self, now: Instant, sample: &Sample) {
         let share = if sample.share > 0.0 && sample.share < 1.0 { sample.share } else { 1.0 };
         if (share - self.share).abs() > f64::EPSILON {
-            self.share = share;
             // What was seen is of another part of the database.
-            self.evidence = Evidence::new();
-            self.evidence.begin(self.limit);
-            self.trials.forget();
+            (self.share, self.model, self.probes) = (share, Throughput::new(), Probes::new());
+            self.model.begin(self.limit);
         }
-        let seconds = self.load.observe(now, sample);
+        let seconds = self.demand.observe(now, sample);
+        self.model.set_scatter(sample.use_time_scatter, self.demand.ln_variance());
         if sample.limit != self.limit {
-            if self.heading.is_none() {
-                self.moved = Some(now);
-            }
-            self.limit = sample.limit;
-            self.saturated = false;
-            self.evidence.begin(sample.limit);
+            (self.limit, self.moved, self.since_move, self.saturated) = (sample.limit, Some(now), 0, false);
+            self.model.begin(sample.limit);
         }
-        let use_time = sample.use_time.unwrap_or_default();
-        let saturated =
-            sample.queue_depth > 0 && sample.in_use == sample.limit && !self.load.stalled(now, use_time);
+        // What failed is no work done, however fast it was.
+        let useful = sample.completions.saturating_sub(sample.failures) as f64;
+        let uses = if sample.failures > 0 { UseTimes::default() } else { sample.use_times };
+        // More than the limit are in use where it was lowered: that says nothing of either.
+        let saturated = sample.queue_depth > 0 && sample.in_use == sample.limit;
+        self.since_move += sample.completions;
+        if sample.completions > 0 {
+            self.ended = Some(now);
+        }
         if !saturated || !self.saturated {
-            self.counts_from = Some(now + use_time.saturating_mul(2).max(SETTLE.0).min(SETTLE.1));
+            let settle = (SETTLE.0 * self.demand.usual_use_s().unwrap_or(0.0)).clamp(SETTLE.1, SETTLE.2);
+            self.counts_from = Some(now + duration(settle));
         } else if seconds > 0.0 && self.counts_from.is_some_and(|from| now > from) {
-            // What failed is no work done, however fast it was.
-            let useful = sample.completions.saturating_sub(sample.failures);
-            self.evidence.add(useful as f64, seconds);
-            // With siblings on the database, a change is as likely theirs.
-            if self.share >= 1.0 && self.evidence.changed() {
-                self.trials.forget();
+            self.model.add(useful, seconds, uses);
+            if let Some(faster) = self.model.changed() {
+                self.demand.shift(faster);
+                self.probes = Probes::new();
+                self.taken_back = 0;
             }
         }
-        self.saturated = saturated;
-        let stuck = sample.impatient && self.load.use_in_progress() > LONGER * use_time.as_secs_f64();
-        self.stuck_since = stuck.then(|| self.stuck_since.unwrap_or(now));
-        self.evidence.decay(now);
-        self.shortest_use = self.evidence.shortest_use();
+        if seconds > 0.0 && !saturated {
+            let in_use = f64::midpoint(self.in_use as f64, sample.in_use as f64);
+            self.model.add_free(in_use, useful, seconds, uses);
+        }
+        (self.in_use, self.saturated) = (sample.in_use, saturated);
+        self.model.decay(now, sample.completions);
     }
 
     /// Whether the queue asks for more.
     fn hungry(&self, sample: &Sample) -> bool {
         let queue_depth = sample.queue_depth;
-        let lasting = self.load.queue() >= self.law.threshold as f64;
-        let steady = self.load.steady_arrivals_per_s();
-        let arrivals = if lasting { steady.max(self.load.arrivals_per_s()) } else { steady };
-        let short = sample.limit as f64 + 1.0 <= self.need(arrivals, sample);
+        let lasting = self.demand.queue() >= self.law.threshold as f64;
         queue_depth > 0
             && (sample.impatient
                 || queue_depth >= sample.hard_cap
-                || (queue_depth >= self.law.threshold && short)
+                || (sample.refused > 0 && sample.in_use >= sample.limit)
+                || (queue_depth >= self.law.threshold && lasting)
                 || estimated_wait(sample) > LONG_WAIT)
     }
 
-    fn need(&self, arrivals_per_s: f64, sample: &Sample) -> f64 {
-        // Those who wait already are to be served too.
-        let arrivals_per_s = arrivals_per_s.max(sample.queue_depth as f64 / DRAIN);
-        self.load.need(arrivals_per_s, self.shortest_use, sample.use_time)
+    /// Connections that the load needs; infinite while it is not known how long a use takes.
+    fn need(&self, sample: &Sample) -> f64 {
+        let lasting = self.demand.queue() >= self.law.threshold as f64 && self.share >= 1.0;
+        let (fast, steady) = self.demand.arrivals_per_s();
+        let arrivals = if lasting { fast.max(steady) } else { steady };
+        self.demand.need(arrivals, sample.queue_depth, self.unloaded())
     }
 
-    /// Where the limit goes in this tick.
-    fn pace(&mut self, now: Instant, sample: &Sample, mut decision: Decision) -> Decision {
-        decision.limit = decision.limit.max(sample.min_limit).min(sample.max_size);
-        let next = sample.limit.saturating_add(PACE).max(sample.min_limit);
-        let is_known = self.evidence.of(decision.limit).is_some_and(|seen| seen.completions >= FEWEST);
-        if decision.limit <= next || is_known {
-            return decision;
-        }
-        self.moved = Some(now);
-        let use_time = sample.use_time.map_or(f64::INFINITY, |time| time.as_secs_f64());
-        self.heading = Some(Heading { from: sample.limit, use_time, to: decision, by_now: next });
-        Decision { limit: next, ..decision }
+    /// How long a use takes that is neither short nor long where the database has nothing else to do, in seconds.
+    fn unloaded_use_s(&self) -> f64 {
+        self.unloaded().map_or(1.0, f64::exp)
     }
 
-    /// The next tick of growth that is under way; or back to where it began, if by Little's law less is done than there.
-    fn go_on(&mut self, now: Instant, sample: &Sample, heading: Heading) -> Decision {
-        let Heading { from, use_time, to, .. } = heading;
-        let slower = sample.use_time.unwrap_or_default().as_secs_f64() / use_time;
-        let wider = sample.limit as f64 / from.max(1) as f64;
-        if slower > COLLAPSED.0 && slower > COLLAPSED.1 * wider {
-            self.trials.current = None;
-            self.trials.cap(now, sample.limit);
-            return Decision { limit: from, reason: Reason::TrialEnded { from: sample.limit, to: from } };
+    /// The mean logarithm of a use where the database has nothing else to do.
+    fn unloaded(&self) -> Option<f64> {
+        [self.model.unloaded(), self.demand.unloaded()].into_iter().flatten().min_by(f64::total_cmp)
+    }
+
+    /// The queue asks for more: where to go.
+    fn steer(&mut self, now: Instant, sample: &Sample) -> Decision {
+        let limit = sample.limit;
+        let stay = |reason| Decision { limit, reason };
+        if sample.in_use < limit {
+            return self.grow_ahead(now, sample); // there are dials under way
         }
-        let decision = self.pace(now, sample, to);
-        if let Some(next) = &mut self.heading {
-            (next.from, next.use_time) = (from, use_time);
+        let &Sample { queue_depth, failures, dial_failures, completions, .. } = sample;
+        if completions < ONE_IN.saturating_mul(failures) {
+            return stay(Reason::Vetoed { queue_depth, dial_failures, failures });
         }
-        decision
+        let here = self.model.of(limit);
+        let here =
+            here.filter(|here| here.completions >= FEWEST || here.seconds > FEWEST * self.unloaded_use_s());
+        if let Some(probe) = self.probes.current {
+            return self.on_probe(now, sample, probe);
+        }
+        if let Some(best) = here.and_then(|here| self.better(&here, sample, PROVEN, sample.max_size)) {
+            return best;
+        }
+        if dial_failures > 0 {
+            return stay(Reason::Vetoed { queue_depth, dial_failures, failures });
+        }
+        if limit < sample.max_size {
+            if let Some(grown) = self.follow_demand(now, sample) {
+                return grown;
+            }
+        }
+        let Some(here) = here else {
+            let estimated_wait = duration(estimated_wait(sample));
+            return stay(Reason::GatheringEvidence { queue_depth, estimated_wait });
+        };
+        // Growth did not pay: back to what did.
+        if let Some(best) = self.better(&here, sample, RETREAT, limit) {
+            self.taken_back = (self.taken_back + 1).min(TAKEN_BACK);
+            return best;
+        }
+        self.probe(now, sample, &here)
+    }
+
+    /// While dials are under way: as many again as are in use, so that the next ones follow at once.
+    fn grow_ahead(&self, now: Instant, sample: &Sample) -> Decision {
+        let &Sample { queue_depth, limit, in_use, .. } = sample;
+        let known = self.demand.unloaded().is_some();
+        let rested = self.moved.is_none_or(|at| now.saturating_duration_since(at).as_secs_f64() >= COOLDOWN);
+        let most = if known { 2 * in_use + AHEAD } else { in_use + AHEAD * usize::from(rested) };
+        let to = self.need(sample).min(most as f64).min(self.known_worse(sample)) as usize;
+        if to <= limit || sample.opening == 0 || (known && !self.is_unloaded()) || sample.dial_failures > 0 {
+            return Decision { limit, reason: Reason::Steady };
+        }
+        let estimated_wait = duration(estimated_wait(sample));
+        Decision { limit: to, reason: Reason::FollowDemand { queue_depth, estimated_wait, needed: to } }
+    }
+
+    /// Whether uses take hardly longer than where nothing waits for the database.
+    fn is_unloaded(&self) -> bool {
+        let uses = self.demand.present().zip(self.unloaded()).filter(|_| self.demand.unloaded().is_some());
+        uses.is_some_and(|(present, unloaded)| present <= unloaded + LOADED.ln()) && !self.demand.slows_down()
+    }
+
+    /// Grows while growth pays: as fast as an unloaded database shows its load, and step by step towards the need after that.
+    fn follow_demand(&self, now: Instant, sample: &Sample) -> Option<Decision> {
+        let limit = sample.limit as f64;
+        let &Sample { queue_depth, .. } = sample;
+        let need = self.need(sample).min(sample.max_size as f64);
+        let most = self.known_worse(sample);
+        if limit + 1.0 > most {
+            return None;
+        }
+        let stay = |reason| Some(Decision { limit: sample.limit, reason });
+        let to = |to: f64, reason| {
+            let to = (to.min(most) as usize).max(sample.limit + 1).min(sample.max_size);
+            Some(Decision { limit: to, reason })
+        };
+        let since = |at: Option<Instant>| {
+            at.map_or(f64::INFINITY, |at| now.saturating_duration_since(at).as_secs_f64())
+        };
+        let rested = since(self.moved);
+        let estimated_wait = duration(estimated_wait(sample));
+        let reason = Reason::FollowDemand { queue_depth, estimated_wait, needed: need.ceil() as usize };
+        let usual_s = self.demand.usual_use_s().unwrap_or(0.0);
+        // Nothing ends: those who wait wait for others who hold, or for a database that stands still.
+        let nothing_for = since(self.ended).min(since(self.hungry_since));
+        if nothing_for > COOLDOWN.max(STUCK_USES * usual_s) {
+            return if rested >= nothing_for / 2.0 {
+                to(limit * BLIND, reason)
+            } else {
+                stay(Reason::Steady)
+            };
+        }
+        if self.taken_back > 0 && rested < COOLDOWN * f64::from(self.taken_back).exp2() {
+            return None;
+        }
+        if self.is_unloaded() && need >= limit + 1.0 {
+            let grown = PACE.0 * limit.max(PACE.1) * (rested / usual_s).min(1.0);
+            return if grown >= 1.0 { to((limit + grown).min(need.max(limit + 1.0)), reason) } else { None };
+        }
+        if rested < COOLDOWN || self.since_move < sample.limit as u64 {
+            let remaining = duration((COOLDOWN - rested).max(0.0));
+            return stay(Reason::Cooldown { queue_depth, remaining });
+        }
+        if self.is_unloaded() {
+            return to(limit * STEPS.2, reason);
+        }
+        if need < limit + 1.0 {
+            return None;
+        }
+        let unseen = Seen { limit: sample.limit, ..Seen::default() };
+        let (believed, shown) = match self.model.of(sample.limit) {
+            Some(here) => self.elasticity_here(&here),
+            None => (self.believed(&unseen).value, UNSEEN),
+        };
+        if believed < self.law.pays {
+            let weak = shown.error.is_finite() && shown.error > WEAK;
+            return if weak { stay(Reason::GatheringEvidence { queue_depth, estimated_wait }) } else { None };
+        }
+        let Estimate { value: elasticity, error } = shown;
+        let reason = if error.is_finite() {
+            Reason::GrowthPays { queue_depth, estimated_wait, elasticity, error }
+        } else {
+            reason
+        };
+        to((limit * believed.clamp(STEPS.0, STEPS.1).exp2()).min(need), reason)
+    }
+
+    /// The middle between this limit and the next larger one that was seen to be worth less than one up to here.
+    fn known_worse(&self, sample: &Sample) -> f64 {
+        let limit = sample.limit;
+        let worse = |more: &&Seen| {
+            more.limit > limit
+                && self.model.known().filter(|less| less.limit <= limit).any(|less| {
+                    let gain = self.gain(less, more);
+                    gain.value < -WORSE * gain.error
+                })
+        };
+        let least = self.model.known().filter(worse).map(|seen| seen.limit).min();
+        least.map_or(f64::INFINITY, |least| (limit as f64 * least as f64).sqrt())
+    }
+
+    /// What growth to this limit brought, as elasticity of the whole database: what is believed of it, and what was shown.
+    ///
+    /// Throughput is concave up to its knee, so the elasticity from any smaller limit is an upper bound of what is to be had
+    /// here: the least of them is believed. And it falls by no more than so much to the next limit that was seen. Shown is the one with the smallest error.
+    fn elasticity_here(&self, here: &Seen) -> (f64, Estimate) {
+        let before = self.believed(here);
+        let (mut believed, mut shown) = (before.value, UNSEEN);
+        for less in self.model.known().filter(|less| less.limit as f64 * SPAN <= here.limit as f64) {
+            let whole = self.elasticity(less, here);
+            believed = believed.min(before.with(whole).value);
+            if whole.error < shown.error {
+                shown = whole;
+            }
+        }
+        for more in self.model.known().filter(|more| more.limit as f64 >= here.limit as f64 * NEXT) {
+            let Estimate { value, error } = self.elasticity(here, more);
+            believed = believed.min(before.with(Estimate { value: value + BEND, error }).value);
+        }
+        (believed, shown)
+    }
+
+    /// What is believed of growth by what a connection brings here, in parts of what it brings unloaded: for such an E the
+    /// Universal Scalability Law (Gunther) leaves an elasticity between 2 E - 1 (coherency alone) and E (contention alone). The
+    /// middle is believed.
+    fn believed(&self, here: &Seen) -> Estimate {
+        let Some(brings) = self.brings(here) else { return BELIEVED };
+        Estimate { value: (1.5 * brings - 0.5).clamp(0.0, BELIEVED.value), ..BELIEVED }
+    }
+
+    /// What a connection brings here, in parts of what it brings where the database has nothing else to do.
+    fn brings(&self, here: &Seen) -> Option<f64> {
+        let seen = here.uses.ln_mean().filter(|_| here.uses.count >= 5.0);
+        let mean = seen.or_else(|| self.demand.present());
+        Some((self.unloaded()? - mean?).exp())
+    }
+
+    /// How throughput follows the limit from `less` to `more`, of the whole database: a share f of the load sees
+    /// e_own = 1 - f (1 - e).
+    fn elasticity(&self, less: &Seen, more: &Seen) -> Estimate {
+        let ln_limits = (more.limit as f64 / less.limit as f64).ln();
+        let Estimate { value, error } = self.model.ln_ratio(less, more);
+        Estimate {
+            value: 1.0 - (1.0 - value / ln_limits) / self.share,
+            error: error / ln_limits / self.share,
+        }
+    }
+
+    /// How much more `to` is worth than `from`: ln of the throughput, less what so many connections must bring. The less
+    /// certain, the less plausible it is at all.
+    fn gain(&self, from: &Seen, to: &Seen) -> Estimate {
+        let ln_limits = (to.limit as f64 / from.limit as f64).ln();
+        let Estimate { value, error } = self.model.ln_ratio(from, to);
+        let plausible = PLAUSIBLE * ln_limits.abs();
+        let doubt = if plausible > 0.0 { error.hypot(plausible) / plausible } else { 1.0 };
+        let pays = 1.0 - self.share * (1.0 - self.law.pays);
+        Estimate { value: value - pays * ln_limits, error: error * doubt }
+    }
+
+    /// The limit worth most of those that are worth more than this one by so many standard errors.
+    fn better(&self, here: &Seen, sample: &Sample, errors: f64, most: usize) -> Option<Decision> {
+        let gains = self
+            .model
+            .known()
+            .filter(|seen| (sample.min_limit..=most).contains(&seen.limit) && seen.limit != here.limit)
+            .filter(|seen| seen.completions >= FEWEST)
+            .map(|seen| (seen, self.gain(here, seen)))
+            .filter(|(_, gain)| gain.value > errors * gain.error);
+        let worst_case = |gain: &Estimate| gain.value - gain.error;
+        let (best, _) = gains.max_by(|a, b| worst_case(&a.1).total_cmp(&worst_case(&b.1)))?;
+        let (less, more) = if best.limit < here.limit { (best, here) } else { (here, best) };
+        let Estimate { value: elasticity, error } = self.elasticity(less, more);
+        let &Sample { queue_depth, .. } = sample;
+        let reason = if best.limit > here.limit {
+            let estimated_wait = duration(estimated_wait(sample));
+            Reason::GrowthPays { queue_depth, estimated_wait, elasticity, error }
+        } else {
+            Reason::TakenBack { from: here.limit, to: best.limit, elasticity, error }
+        };
+        Some(Decision { limit: best.limit, reason })
     }
 
     /// Towards what was used of late, slowly: a high limit is a trap for the next burst where the database has a knee. Lack of
@@ -236,23 +440,26 @@ impl PaidGrowthController {
         let limit = sample.limit;
         let stay = Decision { limit, reason: Reason::Steady };
         let since = *self.quiet_since.get_or_insert(now);
-        if now.saturating_duration_since(since) < self.law.shrink_after
-            || self.shrunk.is_some_and(|at| now.saturating_duration_since(at) < SHRINK.1)
+        let after =
+            self.law.shrink_after.max(duration(SHRINK_USES * self.demand.usual_use_s().unwrap_or(0.0)));
+        if now.saturating_duration_since(since) < after
+            || self.shrunk.is_some_and(|at| now.saturating_duration_since(at).as_secs_f64() < SHRINK.1)
         {
             return stay;
         }
+        self.taken_back = 0;
         if limit < sample.base_limit {
-            self.trials.current = None;
+            self.probes.current = None;
             return Decision { limit: sample.base_limit, reason: Reason::Rested };
         }
-        let peak_in_use = self.load.peak_in_use();
+        let peak_in_use = self.demand.peak_in_use();
         let used = ((peak_in_use as f64 * SHRINK.2).round() as usize).max(peak_in_use.saturating_add(1));
         let used = used.max(sample.base_limit);
         if used >= limit {
             return stay;
         }
         self.shrunk = Some(now);
-        self.trials.current = None;
+        self.probes.current = None;
         let limit = ((limit as f64 * SHRINK.0) as usize).max(used);
         Decision { limit, reason: Reason::Drained { peak_in_use } }
     }
@@ -260,7 +467,7 @@ impl PaidGrowthController {
 
 impl Controller for PaidGrowthController {
     fn on_sample(&mut self, now: Instant, sample: &Sample) -> Decision {
-        if self.load.is_before_the_last(now) {
+        if self.demand.is_before_the_last(now) {
             *self = Self::new(self.law); // a clock set back: nothing dated is worth keeping
         }
         self.observe(now, sample);
@@ -268,30 +475,16 @@ impl Controller for PaidGrowthController {
             self.quiet_since = None;
         }
         let hungry = self.hungry(sample);
-        if let Some(heading) = self.heading.take()
-            && hungry
-            && sample.limit == heading.by_now
-            && sample.dial_failures == 0
-            && sample.failures == 0
-        {
-            return self.go_on(now, sample, heading);
-        }
-        let lapsed = self.trials.current.filter(|trial| !hungry && now >= trial.until);
-        let decision = if let Some(trial) = lapsed {
-            // The queue asks for no more, so a trial of more has served, and one of less has nothing to show.
-            self.trials.current = None;
-            self.trials.postpone(now);
-            let (from, to) = (trial.from, trial.to);
-            let kept = Decision { limit: sample.limit, reason: Reason::TrialKept { from, to } };
-            if sample.limit < trial.from { end_trial(trial) } else { kept }
-        } else if hungry {
-            self.grow(now, sample)
+        self.hungry_since = hungry.then(|| self.hungry_since.unwrap_or(now));
+        let mut decision = if hungry {
+            self.steer(now, sample)
         } else if sample.queue_depth == 0 {
             self.rest(now, sample)
         } else {
             Decision { limit: sample.limit, reason: Reason::Steady }
         };
-        self.pace(now, sample, decision)
+        decision.limit = decision.limit.max(sample.min_limit).min(sample.max_size);
+        decision
     }
 }
 
@@ -304,6 +497,3 @@ fn estimated_wait(sample: &Sample) -> f64 {
 fn duration(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
-
-#[cfg(test)]
-mod tests;
