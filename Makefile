@@ -1,4 +1,4 @@
-.PHONY: help setup demo test test-more soak scenarios bench regimes picture check
+.PHONY: help setup demo test test-more judge soak scenarios sweep bench regimes picture check
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -16,6 +16,10 @@ scenarios: ## play the scenarios on virtual time and judge the controllers; opti
 	@echo "The first build takes a few minutes; the scenarios less than five."
 	cargo run --release --quiet --example scenarios -- $(ARGS)
 
+sweep: ## play scenarios drawn at random and report how regret and harm are distributed; options in ARGS="..."
+	@echo "The first build takes a few minutes; a thousand scenarios another ten."
+	cargo run --release --quiet --example scenarios -- sweep $(ARGS)
+
 test: setup ## run the tests: all but the few of test-more
 	cargo test --all-features
 
@@ -25,6 +29,13 @@ MORE := --test cancel --test commit_patience --test load_test --test model --tes
 test-more: ## run the tests that take longer or need more programs, such as PgBouncer
 	@scripts/setup more
 	cargo test --all-features $(MORE)
+	$(MAKE) judge
+
+# Optimised: what a debug build plays in these minutes is not worth playing. The seeds are none that the law was tuned on.
+judge: ## the named scenarios and forty drawn at random, held to what the default law loses now
+	cargo run --release --quiet --example scenarios -- --controllers adaptive
+	cargo run --release --quiet --example scenarios -- sweep --scenarios 40 --seed 3000000 --controllers adaptive,queue_depth \
+		--at-most 9 6
 
 soak: setup ## five minutes of load and random faults; SOAK_SECONDS=... for another length
 	SOAK_SECONDS=$${SOAK_SECONDS:-300} cargo test --release --all-features --test soak -- --nocapture

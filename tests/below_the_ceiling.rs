@@ -207,7 +207,7 @@ async fn ten_holders_of_2_9_s_cost_eight_clients_of_2_ms_queries_next_to_nothing
 async fn who_times_out_below_the_ceiling_is_told_why_nothing_grew() {
     let frozen = |_: std::time::Instant, sample: &Sample| Decision {
         limit: sample.limit,
-        reason: Reason::Ceiling { queue_depth: sample.queue_depth, ceiling: 11, expires_in: ms(3_200) },
+        reason: Reason::NotPaying { queue_depth: sample.queue_depth, elasticity: 0.02, error: 0.03 },
     };
     let builder = AdaptivePool::builder(Sim::default()).controller(Law(frozen)).acquire_timeout(ms(500));
     let pool = builder.build().unwrap();
@@ -218,7 +218,7 @@ async fn who_times_out_below_the_ceiling_is_told_why_nothing_grew() {
     let failed = tally.failed.lock().unwrap();
     let [said] = &failed[..] else { panic!("one waited in vain: {failed:?}") };
     let expected =
-        "10 of at most 50 in use; not growing: 11 were seen to bring no more; tried again in 3.2s; ";
+        "10 of at most 50 in use; not growing: more connections brought no more (elasticity 0.02 ± 0.03); ";
     assert!(said.contains(expected), "{said}");
 }
 

@@ -318,8 +318,8 @@ fn a_setting_of_queue_depth_in_the_environment_selects_that_law() {
     let said = |variables: &[(&'static str, &'static str)]| {
         said_by("child_of_the_test_of_the_law", variables.iter().copied())
     };
-    assert_eq!(said(&[]), "unproven");
-    assert_eq!(said(&[("POOL_SHRINK_AFTER_MS", "700")]), "unproven", "a setting of either");
+    assert_eq!(said(&[]), "follow_demand");
+    assert_eq!(said(&[("POOL_SHRINK_AFTER_MS", "700")]), "follow_demand", "a setting of either");
     for variable in
         [("POOL_SCALE_MULTIPLIER", "2"), ("POOL_SCALE_THRESHOLD", "3"), ("POOL_SCALE_COOLDOWN_MS", "50")]
     {

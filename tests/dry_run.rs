@@ -79,7 +79,7 @@ async fn a_dry_run_resizes_nothing_refuses_nobody_and_tells_what_it_would_have_d
     let told = told.0.lock().unwrap();
     assert!(told.iter().any(|said| said == "would shed: hard_cap"), "{told:?}");
     assert!(
-        told.iter().any(|said| said.starts_with("would resize 4 to ") && said.ends_with("unproven")),
+        told.iter().any(|said| said.starts_with("would resize 4 to ") && said.ends_with("follow_demand")),
         "{told:?}"
     );
     assert!(!told.iter().any(|said| said.starts_with("did")), "{told:?}");

@@ -21,7 +21,9 @@ const FEWEST: f64 = 30.0;
 /// The bounds of the queue, in waiters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caps {
+    /// From here on a part of the arrivals is refused.
     pub soft: usize,
+    /// Here all of them.
     pub hard: usize,
 }
 

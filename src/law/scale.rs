@@ -97,6 +97,23 @@ impl Default for Sample {
     }
 }
 
+impl Sample {
+    /// Whether it can be true: no number that is none, no size or count beyond reason, no more uses measured than ended.
+    pub(crate) fn is_sane(&self) -> bool {
+        let Self { use_times: UseTimes { count, ln_sum, ln_squares }, use_time_scatter, .. } = *self;
+        let sizes = [self.queue_depth, self.in_use, self.peak_in_use, self.idle, self.reserve, self.opening];
+        let counts = [self.arrivals, self.refused, self.completions, self.failures, self.timeouts];
+        let most = u64::from(u32::MAX);
+        sizes.iter().chain([&self.limit, &self.max_size]).all(|&size| size as u64 <= most)
+            && counts.iter().chain([&self.dial_failures]).all(|&count| count <= most)
+            && self.limit > 0
+            && self.min_limit <= self.max_size
+            && [count, ln_sum, ln_squares, use_time_scatter].iter().all(|number| number.is_finite())
+            && (0.0..=self.completions as f64).contains(&count)
+            && use_time_scatter >= 0.0
+    }
+}
+
 /// Logarithms of use times: a database that is twice as slow adds ln 2 to each, however long and short queries are mixed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct UseTimes {
@@ -324,11 +341,14 @@ impl Reason {
     pub fn phase(&self) -> Option<Phase> {
         match self {
             Self::FollowDemand { .. } | Self::GrowthPays { .. } => Some(Phase::FollowDemand),
-            Self::GatheringEvidence { .. } | Self::NotPaying { .. } | Self::TakenBack { .. } => {
-                Some(Phase::Hold)
-            }
-            Self::ProbeKept { .. } | Self::ProbeEnded { .. } | Self::AtMaxSize { .. } => Some(Phase::Hold),
-            Self::Cooldown { .. } | Self::Vetoed { .. } => Some(Phase::Hold),
+            Self::GatheringEvidence { .. }
+            | Self::NotPaying { .. }
+            | Self::TakenBack { .. }
+            | Self::ProbeKept { .. }
+            | Self::ProbeEnded { .. }
+            | Self::AtMaxSize { .. }
+            | Self::Cooldown { .. }
+            | Self::Vetoed { .. } => Some(Phase::Hold),
             Self::Probe { .. } => Some(Phase::Probe),
             Self::Drained { .. } | Self::Rested => Some(Phase::Shrink),
             _ => None,

@@ -58,6 +58,10 @@ pub struct Sweep {
     #[arg(long, value_name = "FILE")]
     baselines: Option<PathBuf>,
 
+    /// Fail when the default law's mean regret is over so many percent; and its harm, in 95 of 100, over so many.
+    #[arg(long, value_name = "PERCENT", num_args = 2, value_names = ["REGRET", "HARM"])]
+    at_most: Option<Vec<f64>>,
+
     /// Runs at once.
     #[arg(long, value_name = "N", default_value_t = 2)]
     threads: usize,
@@ -150,7 +154,10 @@ pub fn sweep(args: &Sweep) -> Result<(), Error> {
         begun.elapsed().as_secs_f64(),
         args.out.join("summary.json").display()
     );
-    Ok(())
+    match args.at_most.as_deref() {
+        Some(&[regret, harm]) => report::within(&rows, regret, harm),
+        _ => Ok(()),
+    }
 }
 
 fn read_baselines(args: &Sweep) -> Result<HashMap<u64, Baseline>, Error> {

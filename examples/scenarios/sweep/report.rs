@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use comfy_table::{Table, presets::ASCII_MARKDOWN};
 
 use super::Row;
+use crate::Error;
 use crate::opponents::Choice;
 
 /// What a family's slashes separate.
@@ -56,6 +57,20 @@ pub fn print(rows: &[Row], choices: &[Choice]) {
         println!("The {WORST} with the most harm:");
         println!("{}", worst(&rows));
     }
+}
+
+/// Our default's regret and harm may not grow unnoticed.
+pub fn within(rows: &[Row], regret: f64, harm: f64) -> Result<(), Error> {
+    let rows = of(rows, Choice::Adaptive);
+    let mean = 100.0 * mean(&sorted(rows.iter().map(|row| row.regret)));
+    let harms = 100.0 * quantile(&sorted(rows.iter().map(|row| row.harm)), 0.95);
+    if mean <= regret && harms <= harm {
+        return Ok(());
+    }
+    Err(format!(
+        "mean regret {mean:.2} % (at most {regret}), harm in 95 of 100 {harms:.2} % (at most {harm})"
+    )
+    .into())
 }
 
 fn families(rows: &[&Row]) -> Table {

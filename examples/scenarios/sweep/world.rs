@@ -485,3 +485,62 @@ fn changes(case: &Case) -> VecDeque<(f64, Change)> {
     };
     changes.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::opponents::Choice;
+    use crate::scenario::Scenario;
+    use crate::sweep::prior::{Arrivals, Kind, Service};
+    use crate::sweep::requests::requests;
+
+    /// `knees-24` as a case: 1.5 times the capacity after a fifth of it, and a fifth again.
+    fn knee(scenario: &Scenario, level: f64) -> Case {
+        let curve = scenario.curve().unwrap();
+        let kind = Kind { part: 1.0, alone_s: 1.0 / curve.at(1), curve };
+        Case {
+            kinds: vec![kind],
+            service: Service::Exponential,
+            arrivals: Arrivals::Steady,
+            level,
+            capacity_per_s: scenario.peak_per_s,
+            event: None,
+            min_size: scenario.min_size,
+            max_size: scenario.max_size,
+            soft_cap: scenario.soft_cap,
+            hard_cap: scenario.hard_cap,
+            deadline_s: scenario.deadline().as_secs_f64(),
+            dial_s: scenario.dial_ms as f64 / 1e3,
+            dial_work_s: 0.0,
+            instances: 1,
+            share: 1.0,
+            neighbours: 0,
+            seconds: 20.0,
+            ..Case::draw(1)
+        }
+    }
+
+    #[test]
+    fn it_agrees_with_the_real_layer_gate_and_pool() {
+        let mut scenario = Scenario::all().unwrap().into_iter().find(|it| it.name == "knees-24").unwrap();
+        for level in [0.7, 1.5] {
+            scenario.load =
+                vec![crate::scenario::Phase { seconds: 20.0, load: level, to: None, swing_s: None }];
+            let case = knee(&scenario, level);
+            let requests = requests(&case, 0);
+            for choice in [
+                Choice::Static(12),
+                Choice::Static(24),
+                Choice::Static(50),
+                Choice::QueueDepth,
+                Choice::Adaptive,
+            ] {
+                let mover = || crate::sweep::mover(choice, &case);
+                let simulated = World::new(&case, &requests, mover, false).play().goodput as f64;
+                let real = crate::run::run(&scenario, 1, choice).unwrap().goodput as f64;
+                let off = simulated / real - 1.0;
+                assert!(off.abs() < 0.04, "{choice} at {level}: {simulated} and {real}");
+            }
+        }
+    }
+}

@@ -31,6 +31,8 @@ const COOLDOWN: f64 = 0.100;
 const TAKEN_BACK: i32 = 6;
 /// In so many usual uses something ends, or those who wait are stuck.
 const STUCK_USES: f64 = 10.0;
+/// While nothing ends, each growth waits for this part of that time: the longer it lasts the rarer they are.
+const STUCK_PART: f64 = 0.3;
 /// Connections that are dialed ahead of those in use.
 const AHEAD: usize = 4;
 /// Factor of a growth of which nothing is known.
@@ -237,10 +239,10 @@ impl PaidGrowthController {
         if dial_failures > 0 {
             return stay(Reason::Vetoed { queue_depth, dial_failures, failures });
         }
-        if limit < sample.max_size {
-            if let Some(grown) = self.follow_demand(now, sample) {
-                return grown;
-            }
+        if limit < sample.max_size
+            && let Some(grown) = self.follow_demand(now, sample)
+        {
+            return grown;
         }
         let Some(here) = here else {
             let estimated_wait = duration(estimated_wait(sample));
@@ -257,11 +259,14 @@ impl PaidGrowthController {
     /// While dials are under way: as many again as are in use, so that the next ones follow at once.
     fn grow_ahead(&self, now: Instant, sample: &Sample) -> Decision {
         let &Sample { queue_depth, limit, in_use, .. } = sample;
+        if sample.opening == 0 || sample.dial_failures > 0 || self.demand.present().is_none() {
+            return Decision { limit, reason: Reason::Steady };
+        }
         let known = self.demand.unloaded().is_some();
         let rested = self.moved.is_none_or(|at| now.saturating_duration_since(at).as_secs_f64() >= COOLDOWN);
         let most = if known { 2 * in_use + AHEAD } else { in_use + AHEAD * usize::from(rested) };
         let to = self.need(sample).min(most as f64).min(self.known_worse(sample)) as usize;
-        if to <= limit || sample.opening == 0 || (known && !self.is_unloaded()) || sample.dial_failures > 0 {
+        if to <= limit || (known && !self.is_unloaded()) {
             return Decision { limit, reason: Reason::Steady };
         }
         let estimated_wait = duration(estimated_wait(sample));
@@ -298,11 +303,8 @@ impl PaidGrowthController {
         // Nothing ends: those who wait wait for others who hold, or for a database that stands still.
         let nothing_for = since(self.ended).min(since(self.hungry_since));
         if nothing_for > COOLDOWN.max(STUCK_USES * usual_s) {
-            return if rested >= nothing_for / 2.0 {
-                to(limit * BLIND, reason)
-            } else {
-                stay(Reason::Steady)
-            };
+            let next = (limit * BLIND).ceil();
+            return if rested >= nothing_for * STUCK_PART { to(next, reason) } else { stay(Reason::Steady) };
         }
         if self.taken_back > 0 && rested < COOLDOWN * f64::from(self.taken_back).exp2() {
             return None;
@@ -467,8 +469,13 @@ impl PaidGrowthController {
 
 impl Controller for PaidGrowthController {
     fn on_sample(&mut self, now: Instant, sample: &Sample) -> Decision {
-        if self.demand.is_before_the_last(now) {
-            *self = Self::new(self.law); // a clock set back: nothing dated is worth keeping
+        let is_sane = sample.is_sane();
+        if !is_sane || self.demand.is_before_the_last(now) {
+            *self = Self::new(self.law); // nonsense, or a clock set back: nothing seen or dated is worth keeping
+        }
+        if !is_sane {
+            let limit = sample.limit.max(sample.min_limit).min(sample.max_size);
+            return Decision { limit, reason: Reason::Steady };
         }
         self.observe(now, sample);
         if sample.queue_depth > 0 {
@@ -497,3 +504,6 @@ fn estimated_wait(sample: &Sample) -> f64 {
 fn duration(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
+
+#[cfg(test)]
+mod tests;

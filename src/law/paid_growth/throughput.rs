@@ -16,6 +16,8 @@ const FREE_BLOCK: f64 = 50.0;
 const SHAPE: f64 = 0.1;
 /// Standard errors by which a use is taken for longer than it was seen: the shortest of many noisy ones is too short.
 const MARGIN: f64 = 1.5;
+/// Standard errors by which the two measures contradict each other.
+const APART: f64 = 2.5;
 /// Completions that make a block: enough to see a throughput move by a fifth.
 const BLOCK: f64 = 60.0;
 /// A change of throughput at the same limit that is a change of the database, in ln, and in standard errors.
@@ -159,14 +161,20 @@ impl Throughput {
             value: to.ln_rate() - from.ln_rate(),
             error: (self.variance(from) + self.variance(to)).sqrt(),
         };
-        let (Some(ln_from), Some(ln_to)) = (from.uses.ln_mean(), to.uses.ln_mean()) else { return counted };
+        let (Some(ln_from), Some(ln_to)) = (from.uses.ln_mean(), to.uses.ln_mean()) else {
+            // Nothing is measured at all, or nothing has ended: that may be uses of another kind.
+            let measured = from.uses.count + to.uses.count > 0.0;
+            return if measured { Estimate { error: f64::INFINITY, ..counted } } else { counted };
+        };
         let ln_limits = (to.limit as f64 / from.limit as f64).ln();
         let variance = self.ln_variance * (1.0 / from.uses.count + 1.0 / to.uses.count);
         let timed = Estimate {
             value: ln_limits + ln_from - ln_to,
             error: (variance + (SHAPE * ln_limits).powi(2)).sqrt(),
         };
-        counted.with(timed)
+        // Where they contradict each other, uses of another kind hold the connections: what ends tells of the database.
+        let apart = (counted.value - timed.value).abs();
+        if apart > APART * counted.error.hypot(timed.error) { timed } else { counted.with(timed) }
     }
 
     /// Variance that one completion has for the ln of a throughput.
