@@ -75,7 +75,7 @@ impl PaidGrowthController {
             let estimated_wait = super::duration(super::estimated_wait(sample));
             return Decision { limit, reason: Reason::GatheringEvidence { queue_depth, estimated_wait } };
         }
-        let knee = self.knee(here);
+        let knee = if self.probes.upwards.is_none() { self.knee(here) } else { wide };
         let up = (wide * step).max(knee.min(wide * STEP.1));
         let up = (up.round() as usize).max(limit + 1).min(sample.max_size);
         let down = (wide / step).min(knee.max(wide / STEP.2));
