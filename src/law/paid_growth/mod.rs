@@ -223,6 +223,14 @@ impl PaidGrowthController {
         if sample.in_use < limit {
             return self.grow_ahead(now, sample); // there are dials under way
         }
+        if sample.in_use > limit && !self.is_stuck(now) {
+            // A lower limit has no effect before the uses beyond it ended: neither the wait nor the probe has begun.
+            self.moved = Some(now);
+            if let Some(probe) = &mut self.probes.current {
+                probe.begun = now;
+            }
+            return stay(Reason::Steady);
+        }
         let &Sample { queue_depth, failures, dial_failures, completions, .. } = sample;
         if completions < ONE_IN.saturating_mul(failures) {
             return stay(Reason::Vetoed { queue_depth, dial_failures, failures });
@@ -266,17 +274,31 @@ impl PaidGrowthController {
         let rested = self.moved.is_none_or(|at| now.saturating_duration_since(at).as_secs_f64() >= COOLDOWN);
         let most = if known { 2 * in_use + AHEAD } else { in_use + AHEAD * usize::from(rested) };
         let to = self.need(sample).min(most as f64).min(self.known_worse(sample)) as usize;
-        if to <= limit || (known && !self.is_unloaded()) {
+        // A database that is slow to open connections may be so for its load.
+        if to <= limit || !self.is_unloaded() {
             return Decision { limit, reason: Reason::Steady };
         }
         let estimated_wait = duration(estimated_wait(sample));
         Decision { limit: to, reason: Reason::FollowDemand { queue_depth, estimated_wait, needed: to } }
     }
 
-    /// Whether uses take hardly longer than where nothing waits for the database.
+    /// How long somebody has waited in which nothing ended, in seconds.
+    fn nothing_ended_for(&self, now: Instant) -> f64 {
+        let since = |at: Option<Instant>| {
+            at.map_or(f64::INFINITY, |at| now.saturating_duration_since(at).as_secs_f64())
+        };
+        since(self.ended).min(since(self.hungry_since))
+    }
+
+    /// Nothing ends: those who wait wait for others who hold, or for a database that stands still.
+    fn is_stuck(&self, now: Instant) -> bool {
+        self.nothing_ended_for(now) > COOLDOWN.max(STUCK_USES * self.demand.usual_use_s().unwrap_or(0.0))
+    }
+
+    /// Whether uses take hardly longer than where nothing waits for the database, as far as that is known.
     fn is_unloaded(&self) -> bool {
-        let uses = self.demand.present().zip(self.unloaded()).filter(|_| self.demand.unloaded().is_some());
-        uses.is_some_and(|(present, unloaded)| present <= unloaded + LOADED.ln()) && !self.demand.slows_down()
+        let uses = self.demand.present().zip(self.unloaded());
+        uses.is_none_or(|(present, unloaded)| present <= unloaded + LOADED.ln()) && !self.demand.slows_down()
     }
 
     /// Grows while growth pays: as fast as an unloaded database shows its load, and step by step towards the need after that.
@@ -300,16 +322,17 @@ impl PaidGrowthController {
         let estimated_wait = duration(estimated_wait(sample));
         let reason = Reason::FollowDemand { queue_depth, estimated_wait, needed: need.ceil() as usize };
         let usual_s = self.demand.usual_use_s().unwrap_or(0.0);
-        // Nothing ends: those who wait wait for others who hold, or for a database that stands still.
-        let nothing_for = since(self.ended).min(since(self.hungry_since));
-        if nothing_for > COOLDOWN.max(STUCK_USES * usual_s) {
-            let next = (limit * BLIND).ceil();
-            return if rested >= nothing_for * STUCK_PART { to(next, reason) } else { stay(Reason::Steady) };
+        if self.is_stuck(now) {
+            // More than the limit may be in use, where it was lowered.
+            let next = (limit.max(sample.in_use as f64) * BLIND).ceil();
+            let due = rested >= self.nothing_ended_for(now) * STUCK_PART;
+            return if due { to(next, reason) } else { stay(Reason::Steady) };
         }
         if self.taken_back > 0 && rested < COOLDOWN * f64::from(self.taken_back).exp2() {
             return None;
         }
-        if self.is_unloaded() && need >= limit + 1.0 {
+        let unloaded = self.demand.unloaded().is_some() && self.is_unloaded();
+        if unloaded && need >= limit + 1.0 {
             let grown = PACE.0 * limit.max(PACE.1) * (rested / usual_s).min(1.0);
             return if grown >= 1.0 { to((limit + grown).min(need.max(limit + 1.0)), reason) } else { None };
         }
@@ -317,7 +340,7 @@ impl PaidGrowthController {
             let remaining = duration((COOLDOWN - rested).max(0.0));
             return stay(Reason::Cooldown { queue_depth, remaining });
         }
-        if self.is_unloaded() {
+        if unloaded {
             return to(limit * STEPS.2, reason);
         }
         if need < limit + 1.0 {
