@@ -257,7 +257,8 @@ impl PaidGrowthController {
             return stay(Reason::GatheringEvidence { queue_depth, estimated_wait });
         };
         // Growth did not pay: back to what did.
-        if let Some(best) = self.better(&here, sample, RETREAT, limit) {
+        let errors = if self.share < 1.0 { PROVEN } else { RETREAT };
+        if let Some(best) = self.better(&here, sample, errors, limit) {
             self.taken_back = (self.taken_back + 1).min(TAKEN_BACK);
             return best;
         }
