@@ -136,8 +136,15 @@ pub use postgres::Postgres;
 /// What a simulation of a pool needs so that it runs the very laws that production runs. Not part of the API.
 #[doc(hidden)]
 pub mod simulation {
+    pub use crate::law::Mechanism;
     pub use crate::law::admit::{Caps, Claim, Occupancy, admit};
     pub use crate::law::estimate::MeanTime;
+    use crate::law::{Controller, PaidGrowth, PaidGrowthController};
+
+    /// The default law without one of its parts.
+    pub fn without(mechanism: Mechanism) -> impl Controller {
+        PaidGrowthController::without(PaidGrowth::default(), mechanism)
+    }
 }
 
 /// The README's examples are compiled with the tests.

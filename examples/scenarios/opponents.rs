@@ -9,6 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Instant;
 
+use tower_adaptive_pool::simulation::{Mechanism, without};
 use tower_adaptive_pool::{Builder, Controller, Decision, PaidGrowth, QueueDepth, Reason, Sample};
 
 use crate::database::Database;
@@ -16,7 +17,7 @@ use crate::random::Random;
 use crate::scenario::Scenario;
 
 /// Who decides the size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
     /// The builder's default.
     Adaptive,
@@ -25,6 +26,8 @@ pub enum Choice {
     Vegas,
     Gradient2,
     Static(usize),
+    /// The default without one of its parts.
+    Without(&'static str, Mechanism),
 }
 
 impl Choice {
@@ -33,7 +36,7 @@ impl Choice {
 
     /// Whether it is the default law, in part or whole.
     pub fn is_ours(self) -> bool {
-        matches!(self, Self::Adaptive)
+        matches!(self, Self::Adaptive | Self::Without(..))
     }
 
     /// The controller, for limits that begin at `first`.
@@ -41,6 +44,7 @@ impl Choice {
         let limit = first as f64;
         match self {
             Self::Adaptive | Self::Static(_) => Box::new(PaidGrowth::default().into_controller()),
+            Self::Without(_, mechanism) => Box::new(without(mechanism)),
             Self::QueueDepth => Box::new(QueueDepth::default().into_controller()),
             Self::Aimd => Box::new(Limits { limit, rule: Aimd }),
             Self::Vegas => Box::new(Limits { limit, rule: Vegas::default() }),
@@ -54,6 +58,7 @@ impl Choice {
         match self {
             Self::Adaptive => builder,
             Self::Static(size) => builder.fixed_size(size),
+            Self::Without(_, mechanism) => builder.controller(without(mechanism)),
             Self::QueueDepth => builder.controller(QueueDepth::default()),
             Self::Aimd => builder.controller(Limits { limit: first, rule: Aimd }),
             Self::Vegas => builder.controller(Limits { limit: first, rule: Vegas::default() }),
@@ -71,6 +76,7 @@ impl fmt::Display for Choice {
             Self::Vegas => f.write_str("vegas"),
             Self::Gradient2 => f.write_str("gradient2"),
             Self::Static(size) => write!(f, "static:{size}"),
+            Self::Without(name, _) => write!(f, "without:{name}"),
         }
     }
 }
@@ -83,6 +89,13 @@ impl FromStr for Choice {
             && size > 0
         {
             return Ok(Self::Static(size));
+        }
+        if let Some(part) = text.strip_prefix("without:") {
+            let known = Mechanism::ALL.into_iter().find(|(name, _)| *name == part);
+            let names = Mechanism::ALL.map(|(name, _)| name).join(", ");
+            return known
+                .map(|(name, mechanism)| Self::Without(name, mechanism))
+                .ok_or(format!("parts are {names}"));
         }
         let named = Self::RIVALS.into_iter().find(|choice| choice.to_string() == text);
         named.ok_or_else(|| "expected adaptive, queue_depth, aimd, vegas, gradient2 or static:N".into())

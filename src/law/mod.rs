@@ -10,8 +10,8 @@ mod queue_depth;
 pub(crate) mod retry_after;
 mod scale;
 
-pub use paid_growth::PaidGrowth;
 pub(crate) use paid_growth::PaidGrowthController;
+pub use paid_growth::{Mechanism, PaidGrowth};
 pub use queue_depth::QueueDepth;
 pub(crate) use queue_depth::QueueDepthController;
 pub use scale::{Controller, Decision, Phase, Reason, Sample, UseTimes};

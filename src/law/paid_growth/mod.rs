@@ -1,6 +1,7 @@
 //! The default law: grows while growth pays.
 
 mod demand;
+mod mechanism;
 mod probe;
 mod throughput;
 
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::{Controller, Decision, Reason, Sample, UseTimes};
 use crate::config::Problem;
 use demand::Demand;
+pub use mechanism::Mechanism;
 use probe::Probes;
 use throughput::{Estimate, Seen, Throughput};
 
@@ -104,6 +106,8 @@ impl PaidGrowth {
 #[derive(Debug)]
 pub(crate) struct PaidGrowthController {
     law: PaidGrowth,
+    /// Switched off, in a simulation.
+    without: Option<Mechanism>,
     share: f64,
     demand: Demand,
     model: Throughput,
@@ -127,6 +131,7 @@ impl PaidGrowthController {
     pub fn new(law: PaidGrowth) -> Self {
         Self {
             law,
+            without: None,
             share: 1.0,
             demand: Demand::default(),
             model: Throughput::new(),
@@ -145,6 +150,15 @@ impl PaidGrowthController {
         }
     }
 
+    /// Without one of its parts, to see what that earns.
+    pub fn without(law: PaidGrowth, mechanism: Mechanism) -> Self {
+        Self { without: Some(mechanism), ..Self::new(law) }
+    }
+
+    fn has(&self, mechanism: Mechanism) -> bool {
+        self.without != Some(mechanism)
+    }
+
     fn observe(&mut self, now: Instant, sample: &Sample) {
         let share = if sample.share > 0.0 && sample.share < 1.0 { sample.share } else { 1.0 };
         if (share - self.share).abs() > f64::EPSILON {
@@ -160,7 +174,8 @@ impl PaidGrowthController {
         }
         // What failed is no work done, however fast it was.
         let useful = sample.completions.saturating_sub(sample.failures) as f64;
-        let uses = if sample.failures > 0 { UseTimes::default() } else { sample.use_times };
+        let measured = sample.failures == 0 && self.has(Mechanism::Logarithms);
+        let uses = if measured { sample.use_times } else { UseTimes::default() };
         // More than the limit are in use where it was lowered: that says nothing of either.
         let saturated = sample.queue_depth > 0 && sample.in_use == sample.limit;
         self.since_move += sample.completions;
@@ -172,13 +187,13 @@ impl PaidGrowthController {
             self.counts_from = Some(now + duration(settle));
         } else if seconds > 0.0 && self.counts_from.is_some_and(|from| now > from) {
             self.model.add(useful, seconds, uses);
-            if let Some(faster) = self.model.changed() {
+            if let Some(faster) = self.model.changed().filter(|_| self.has(Mechanism::Changed)) {
                 self.demand.shift(faster);
                 self.probes = Probes::new();
                 self.taken_back = 0;
             }
         }
-        if seconds > 0.0 && !saturated {
+        if seconds > 0.0 && !saturated && self.has(Mechanism::FreeTicks) {
             let in_use = f64::midpoint(self.in_use as f64, sample.in_use as f64);
             self.model.add_free(in_use, useful, seconds, uses);
         }
@@ -200,6 +215,9 @@ impl PaidGrowthController {
 
     /// Connections that the load needs; infinite while it is not known how long a use takes.
     fn need(&self, sample: &Sample) -> f64 {
+        if !self.has(Mechanism::Need) {
+            return f64::INFINITY;
+        }
         let lasting = self.demand.queue() >= self.law.threshold as f64 && self.share >= 1.0;
         let (fast, steady) = self.demand.arrivals_per_s();
         let arrivals = if lasting { fast.max(steady) } else { steady };
@@ -241,7 +259,8 @@ impl PaidGrowthController {
         if let Some(probe) = self.probes.current {
             return self.on_probe(now, sample, probe);
         }
-        if let Some(best) = here.and_then(|here| self.better(&here, sample, PROVEN, sample.max_size)) {
+        let proven = here.filter(|_| self.has(Mechanism::Proven));
+        if let Some(best) = proven.and_then(|here| self.better(&here, sample, PROVEN, sample.max_size)) {
             return best;
         }
         if dial_failures > 0 {
@@ -258,8 +277,11 @@ impl PaidGrowthController {
         };
         // Growth did not pay: back to what did.
         let errors = if self.share < 1.0 { PROVEN } else { RETREAT };
-        if let Some(best) = self.better(&here, sample, errors, limit) {
-            self.taken_back = (self.taken_back + 1).min(TAKEN_BACK);
+        if self.has(Mechanism::Retreat)
+            && let Some(best) = self.better(&here, sample, errors, limit)
+        {
+            self.taken_back =
+                if self.has(Mechanism::BackOff) { (self.taken_back + 1).min(TAKEN_BACK) } else { 0 };
             return best;
         }
         self.probe(now, sample, &here)
@@ -268,7 +290,9 @@ impl PaidGrowthController {
     /// While dials are under way: as many again as are in use, so that the next ones follow at once.
     fn grow_ahead(&self, now: Instant, sample: &Sample) -> Decision {
         let &Sample { queue_depth, limit, in_use, .. } = sample;
-        if sample.opening == 0 || sample.dial_failures > 0 || self.demand.present().is_none() {
+        let can =
+            sample.dial_failures == 0 && self.demand.present().is_some() && self.has(Mechanism::GrowAhead);
+        if sample.opening == 0 || !can {
             return Decision { limit, reason: Reason::Steady };
         }
         let known = self.demand.unloaded().is_some();
@@ -293,7 +317,9 @@ impl PaidGrowthController {
 
     /// Nothing ends: those who wait wait for others who hold, or for a database that stands still.
     fn is_stuck(&self, now: Instant) -> bool {
-        self.nothing_ended_for(now) > COOLDOWN.max(STUCK_USES * self.demand.usual_use_s().unwrap_or(0.0))
+        self.has(Mechanism::Stuck)
+            && self.nothing_ended_for(now)
+                > COOLDOWN.max(STUCK_USES * self.demand.usual_use_s().unwrap_or(0.0))
     }
 
     /// Whether uses take hardly longer than where nothing waits for the database, as far as that is known.
@@ -332,7 +358,8 @@ impl PaidGrowthController {
         if self.taken_back > 0 && rested < COOLDOWN * f64::from(self.taken_back).exp2() {
             return None;
         }
-        let unloaded = self.demand.unloaded().is_some() && self.is_unloaded();
+        let unloaded =
+            self.demand.unloaded().is_some() && self.is_unloaded() && self.has(Mechanism::FastGrowth);
         if unloaded && need >= limit + 1.0 {
             let grown = PACE.0 * limit.max(PACE.1) * (rested / usual_s).min(1.0);
             return if grown >= 1.0 { to((limit + grown).min(need.max(limit + 1.0)), reason) } else { None };
@@ -370,6 +397,7 @@ impl PaidGrowthController {
         let limit = sample.limit;
         let worse = |more: &&Seen| {
             more.limit > limit
+                && self.has(Mechanism::KnownWorse)
                 && self.model.known().filter(|less| less.limit <= limit).any(|less| {
                     let gain = self.gain(less, more);
                     gain.value < -WORSE * gain.error
@@ -404,7 +432,7 @@ impl PaidGrowthController {
     /// Universal Scalability Law (Gunther) leaves an elasticity between 2 E - 1 (coherency alone) and E (contention alone). The
     /// middle is believed.
     fn believed(&self, here: &Seen) -> Estimate {
-        let Some(brings) = self.brings(here) else { return BELIEVED };
+        let Some(brings) = self.brings(here).filter(|_| self.has(Mechanism::Prior)) else { return BELIEVED };
         Estimate { value: (1.5 * brings - 0.5).clamp(0.0, BELIEVED.value), ..BELIEVED }
     }
 
@@ -495,7 +523,7 @@ impl Controller for PaidGrowthController {
     fn on_sample(&mut self, now: Instant, sample: &Sample) -> Decision {
         let is_sane = sample.is_sane();
         if !is_sane || self.demand.is_before_the_last(now) {
-            *self = Self::new(self.law); // nonsense, or a clock set back: nothing seen or dated is worth keeping
+            *self = Self { without: self.without, ..Self::new(self.law) }; // nonsense, or a clock set back: nothing seen or dated is worth keeping
         }
         if !is_sane {
             let limit = sample.limit.max(sample.min_limit).min(sample.max_size);

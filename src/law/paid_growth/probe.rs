@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::throughput::{Estimate, Seen};
-use super::{FEWEST, PaidGrowthController};
+use super::{FEWEST, Mechanism, PaidGrowthController};
 use crate::law::scale::{Decision, Reason, Sample};
 
 /// Ratio of the first probe's limit to the present one, and the most to which steps widen as probes succeed.
@@ -66,7 +66,7 @@ impl PaidGrowthController {
         let (_, shown) = self.elasticity_here(here);
         let (elasticity, error) = (shown.value, shown.error);
         let stay = Decision { limit, reason: Reason::NotPaying { queue_depth, elasticity, error } };
-        if self.probes.next.is_some_and(|next| now < next) {
+        if self.probes.next.is_some_and(|next| now < next) || !self.has(Mechanism::Probes) {
             return stay;
         }
         let wide = limit as f64;
