@@ -18,6 +18,7 @@ fn saturated(size: usize) -> Sample {
     (sample.min_limit, sample.base_limit, sample.max_size) = (2, 2, 100);
     (sample.arrivals, sample.completions) = (30, (rate / 100.0) as u64);
     sample.use_time = Some(Duration::from_secs_f64(size as f64 / rate));
+    (0..sample.completions).for_each(|_| sample.use_times.add(size as f64 / rate));
     sample
 }
 

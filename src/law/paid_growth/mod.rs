@@ -1,6 +1,8 @@
 //! The default law: grows while growth pays.
 
 mod demand;
+mod grow;
+mod judge;
 mod mechanism;
 mod probe;
 mod throughput;
@@ -12,7 +14,7 @@ use crate::config::Problem;
 use demand::Demand;
 pub use mechanism::Mechanism;
 use probe::Probes;
-use throughput::{Estimate, Seen, Throughput};
+use throughput::Throughput;
 
 /// Evidence counts from so many uses after a move, but between so many seconds: the connections just put to use or out of it
 /// have had their effect by then. Two, because the first to end on new connections are the short ones.
@@ -23,50 +25,44 @@ const LONG_WAIT: f64 = 0.020;
 const SHRINK: (f64, f64, f64) = (0.85, 0.200, 1.15);
 /// And not before so many uses went without a wait.
 const SHRINK_USES: f64 = 4.0;
-/// So many times the unloaded use time, the database is loaded.
-const LOADED: f64 = 1.35;
-/// While it is not, the limit grows by this part of itself in a use time, counted from so many connections.
-const PACE: (f64, f64) = (0.5, 6.0);
-/// Between two growths that no evidence stands behind, in seconds; while nothing ends each is the longer the later it comes.
-const COOLDOWN: f64 = 0.100;
-/// After each growth that was taken back the next one waits for twice as long, so many times.
-const TAKEN_BACK: i32 = 6;
-/// In so many usual uses something ends, or those who wait are stuck.
-const STUCK_USES: f64 = 10.0;
-/// While nothing ends, each growth waits for this part of that time: the longer it lasts the rarer they are.
-const STUCK_PART: f64 = 0.3;
-/// Connections that are dialed ahead of those in use.
-const AHEAD: usize = 4;
-/// Factor of a growth of which nothing is known.
-const BLIND: f64 = 1.5;
-/// What is believed of growth before anything was seen: that it mostly pays. An elasticity.
-const BELIEVED: Estimate = Estimate { value: 0.8, error: 0.4 };
-/// What was shown while no smaller limit was seen.
-const UNSEEN: Estimate = Estimate { value: BELIEVED.value, error: f64::INFINITY };
-/// The least and the most of one growth, as powers of two: 11 % to double; and one past what the load seems to need.
-const STEPS: (f64, f64, f64) = (0.15, 1.0, 1.25);
-/// Ratio of limits between which elasticity says more than noise.
-const SPAN: f64 = 1.4;
-/// Standard error of an elasticity that is not yet a reason to give growth up.
-const WEAK: f64 = 0.5;
-/// Ratio of the next larger limit, and the most that the elasticity falls by on the way there.
-const NEXT: f64 = 1.1;
-const BEND: f64 = 0.7;
 /// Completions before a limit is judged, and as many as it has connections.
 const FEWEST: f64 = 10.0;
-/// Standard errors that prove a difference that is looked at a hundred times a second.
-const PROVEN: f64 = 3.0;
-/// And that are enough for the way back, once growth does not pay any more.
-const RETREAT: f64 = 1.0;
-/// Standard errors by which a limit was seen to be worth less before growth halts below it.
-const WORSE: f64 = 1.5;
-/// How far elasticities lie from the one that pays, as a standard deviation: of two limits next to each other a great
-/// difference is more likely noise.
-const PLAUSIBLE: f64 = 1.0;
-/// Failures, as one in so many completions, at which growth is not the remedy.
-const ONE_IN: u64 = 20;
 
 /// Grows while growth pays: the default law.
+///
+/// It acts when requests wait: somebody has waited for a twentieth of their time (20 ms to 1 s), [`threshold`](Self::threshold)
+/// or more wait, the queue is full, or requests are refused while every connection is in use. It is always in one
+/// [`Phase`](crate::Phase); [`Reason`](crate::Reason) has the figures of each decision.
+///
+/// - **`FollowDemand`**: the limit grows towards the need n = 1.1 a + √a, with a = arrivals/s × unloaded use time (Little's law;
+///   room for scatter by square-root staffing, Halfin and Whitt, 1981). While uses take at most 1.35 times as long as
+///   unloaded, the limit grows by half of itself in the time of one use, and past the need by a quarter each 100 ms. A loaded
+///   database takes steps: after 100 ms and as many completions as connections the limit grows 2^e times, as long as the elasticity
+///   e of throughput is believed to be at least [`pays`](Self::pays). What is believed starts from the Universal Scalability
+///   Law (Gunther, 1993), e = 1.5 E − 0.5 ± 0.4, where E is unloaded ÷ present use time, and follows what was seen at other limits.
+/// - **`Hold`**: growth does not pay, or too little is known. When it has just stopped paying, the limit goes back to the one seen to
+///   be worth most (`TakenBack`), where worth = ln throughput − `pays` × ln limit; the next growth waits for twice as long each
+///   time. A limit that is proven to be worth more, by three standard errors, is taken at once.
+/// - **`Probe`**: a limit 15 % away is tried, the first time up to where the scalability law has its knee; steps widen up to 60 % while
+///   probes succeed. A probe ends when the elasticity between the two limits is decided, after 2 s or 10 uses in any case; it is
+///   kept when growth in its direction pays. Each that fails doubles the wait, up to 64 times as long as the probe lasted.
+/// - **`Shrink`**: nobody has waited for [`shrink_after`](Self::shrink_after) or four uses. The limit falls by 15 % each 200 ms
+///   to 1.15 times the peak use of the last periods, and never below `base_limit`.
+///
+/// Throughput is measured in two ways: completions counted, and the logarithms of use times. A database that is twice as slow adds
+/// ln 2 to each logarithm, however long and short queries are mixed; where the two measures contradict each other, the logarithms
+/// are believed. Evidence loses half of its weight in 20 s and 4,000 completions. When the throughput of one limit has moved by a
+/// fifth and four standard errors, the database has changed: all evidence is scaled to it, and little of it is still believed.
+///
+/// While nothing ends at all, the limit grows 1.5 times, ever more rarely: whoever waits may wait for uses that hold their connection
+/// for long. One of several instances sees e too large; it corrects for its [`share`](crate::Builder::share) f of the load,
+/// e = 1 − (1 − e_own) ÷ f. A failed dial, or one failure in twenty uses, vetoes growth.
+///
+/// ```
+/// use tower_adaptive_pool::PaidGrowth;
+///
+/// let law = PaidGrowth { pays: 0.2, ..PaidGrowth::default() }; // fewer connections, a little less throughput
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PaidGrowth {
     /// Waiters that ask for growth where the load needs more connections. Default 4: a queue of a few is already people
@@ -232,260 +228,6 @@ impl PaidGrowthController {
     /// The mean logarithm of a use where the database has nothing else to do.
     fn unloaded(&self) -> Option<f64> {
         [self.model.unloaded(), self.demand.unloaded()].into_iter().flatten().min_by(f64::total_cmp)
-    }
-
-    /// The queue asks for more: where to go.
-    fn steer(&mut self, now: Instant, sample: &Sample) -> Decision {
-        let limit = sample.limit;
-        let stay = |reason| Decision { limit, reason };
-        if sample.in_use < limit {
-            return self.grow_ahead(now, sample); // there are dials under way
-        }
-        if sample.in_use > limit && !self.is_stuck(now) {
-            // A lower limit has no effect before the uses beyond it ended: neither the wait nor the probe has begun.
-            self.moved = Some(now);
-            if let Some(probe) = &mut self.probes.current {
-                probe.begun = now;
-            }
-            return stay(Reason::Steady);
-        }
-        let &Sample { queue_depth, failures, dial_failures, completions, .. } = sample;
-        if completions < ONE_IN.saturating_mul(failures) {
-            return stay(Reason::Vetoed { queue_depth, dial_failures, failures });
-        }
-        let here = self.model.of(limit);
-        let here =
-            here.filter(|here| here.completions >= FEWEST || here.seconds > FEWEST * self.unloaded_use_s());
-        if let Some(probe) = self.probes.current {
-            return self.on_probe(now, sample, probe);
-        }
-        let proven = here.filter(|_| self.has(Mechanism::Proven));
-        if let Some(best) = proven.and_then(|here| self.better(&here, sample, PROVEN, sample.max_size)) {
-            return best;
-        }
-        if dial_failures > 0 {
-            return stay(Reason::Vetoed { queue_depth, dial_failures, failures });
-        }
-        if limit < sample.max_size
-            && let Some(grown) = self.follow_demand(now, sample)
-        {
-            return grown;
-        }
-        let Some(here) = here else {
-            let estimated_wait = duration(estimated_wait(sample));
-            return stay(Reason::GatheringEvidence { queue_depth, estimated_wait });
-        };
-        // Growth did not pay: back to what did.
-        let errors = if self.share < 1.0 { PROVEN } else { RETREAT };
-        if self.has(Mechanism::Retreat)
-            && let Some(best) = self.better(&here, sample, errors, limit)
-        {
-            self.taken_back =
-                if self.has(Mechanism::BackOff) { (self.taken_back + 1).min(TAKEN_BACK) } else { 0 };
-            return best;
-        }
-        self.probe(now, sample, &here)
-    }
-
-    /// While dials are under way: as many again as are in use, so that the next ones follow at once.
-    fn grow_ahead(&self, now: Instant, sample: &Sample) -> Decision {
-        let &Sample { queue_depth, limit, in_use, .. } = sample;
-        let can =
-            sample.dial_failures == 0 && self.demand.present().is_some() && self.has(Mechanism::GrowAhead);
-        if sample.opening == 0 || !can {
-            return Decision { limit, reason: Reason::Steady };
-        }
-        let known = self.demand.unloaded().is_some();
-        let rested = self.moved.is_none_or(|at| now.saturating_duration_since(at).as_secs_f64() >= COOLDOWN);
-        let most = if known { 2 * in_use + AHEAD } else { in_use + AHEAD * usize::from(rested) };
-        let to = self.need(sample).min(most as f64).min(self.known_worse(sample)) as usize;
-        // A database that is slow to open connections may be so for its load.
-        if to <= limit || !self.is_unloaded() {
-            return Decision { limit, reason: Reason::Steady };
-        }
-        let estimated_wait = duration(estimated_wait(sample));
-        Decision { limit: to, reason: Reason::FollowDemand { queue_depth, estimated_wait, needed: to } }
-    }
-
-    /// How long somebody has waited in which nothing ended, in seconds.
-    fn nothing_ended_for(&self, now: Instant) -> f64 {
-        let since = |at: Option<Instant>| {
-            at.map_or(f64::INFINITY, |at| now.saturating_duration_since(at).as_secs_f64())
-        };
-        since(self.ended).min(since(self.hungry_since))
-    }
-
-    /// Nothing ends: those who wait wait for others who hold, or for a database that stands still.
-    fn is_stuck(&self, now: Instant) -> bool {
-        self.has(Mechanism::Stuck)
-            && self.nothing_ended_for(now)
-                > COOLDOWN.max(STUCK_USES * self.demand.usual_use_s().unwrap_or(0.0))
-    }
-
-    /// Whether uses take hardly longer than where nothing waits for the database, as far as that is known.
-    fn is_unloaded(&self) -> bool {
-        let uses = self.demand.present().zip(self.unloaded());
-        uses.is_none_or(|(present, unloaded)| present <= unloaded + LOADED.ln()) && !self.demand.slows_down()
-    }
-
-    /// Grows while growth pays: as fast as an unloaded database shows its load, and step by step towards the need after that.
-    fn follow_demand(&self, now: Instant, sample: &Sample) -> Option<Decision> {
-        let limit = sample.limit as f64;
-        let &Sample { queue_depth, .. } = sample;
-        let need = self.need(sample).min(sample.max_size as f64);
-        let most = self.known_worse(sample);
-        if limit + 1.0 > most {
-            return None;
-        }
-        let stay = |reason| Some(Decision { limit: sample.limit, reason });
-        let to = |to: f64, reason| {
-            let to = (to.min(most) as usize).max(sample.limit + 1).min(sample.max_size);
-            Some(Decision { limit: to, reason })
-        };
-        let since = |at: Option<Instant>| {
-            at.map_or(f64::INFINITY, |at| now.saturating_duration_since(at).as_secs_f64())
-        };
-        let rested = since(self.moved);
-        let estimated_wait = duration(estimated_wait(sample));
-        let reason = Reason::FollowDemand { queue_depth, estimated_wait, needed: need.ceil() as usize };
-        let usual_s = self.demand.usual_use_s().unwrap_or(0.0);
-        if self.is_stuck(now) {
-            // More than the limit may be in use, where it was lowered.
-            let next = (limit.max(sample.in_use as f64) * BLIND).ceil();
-            let due = rested >= self.nothing_ended_for(now) * STUCK_PART;
-            return if due { to(next, reason) } else { stay(Reason::Steady) };
-        }
-        if self.taken_back > 0 && rested < COOLDOWN * f64::from(self.taken_back).exp2() {
-            return None;
-        }
-        let unloaded =
-            self.demand.unloaded().is_some() && self.is_unloaded() && self.has(Mechanism::FastGrowth);
-        if unloaded && need >= limit + 1.0 {
-            let grown = PACE.0 * limit.max(PACE.1) * (rested / usual_s).min(1.0);
-            return if grown >= 1.0 { to((limit + grown).min(need.max(limit + 1.0)), reason) } else { None };
-        }
-        if rested < COOLDOWN || self.since_move < sample.limit as u64 {
-            let remaining = duration((COOLDOWN - rested).max(0.0));
-            return stay(Reason::Cooldown { queue_depth, remaining });
-        }
-        if unloaded {
-            return to(limit * STEPS.2, reason);
-        }
-        if need < limit + 1.0 {
-            return None;
-        }
-        let unseen = Seen { limit: sample.limit, ..Seen::default() };
-        let (believed, shown) = match self.model.of(sample.limit) {
-            Some(here) => self.elasticity_here(&here),
-            None => (self.believed(&unseen).value, UNSEEN),
-        };
-        if believed < self.law.pays {
-            let weak = shown.error.is_finite() && shown.error > WEAK;
-            return if weak { stay(Reason::GatheringEvidence { queue_depth, estimated_wait }) } else { None };
-        }
-        let Estimate { value: elasticity, error } = shown;
-        let reason = if error.is_finite() {
-            Reason::GrowthPays { queue_depth, estimated_wait, elasticity, error }
-        } else {
-            reason
-        };
-        to((limit * believed.clamp(STEPS.0, STEPS.1).exp2()).min(need), reason)
-    }
-
-    /// The middle between this limit and the next larger one that was seen to be worth less than one up to here.
-    fn known_worse(&self, sample: &Sample) -> f64 {
-        let limit = sample.limit;
-        let worse = |more: &&Seen| {
-            more.limit > limit
-                && self.has(Mechanism::KnownWorse)
-                && self.model.known().filter(|less| less.limit <= limit).any(|less| {
-                    let gain = self.gain(less, more);
-                    gain.value < -WORSE * gain.error
-                })
-        };
-        let least = self.model.known().filter(worse).map(|seen| seen.limit).min();
-        least.map_or(f64::INFINITY, |least| (limit as f64 * least as f64).sqrt())
-    }
-
-    /// What growth to this limit brought, as elasticity of the whole database: what is believed of it, and what was shown.
-    ///
-    /// Throughput is concave up to its knee, so the elasticity from any smaller limit is an upper bound of what is to be had
-    /// here: the least of them is believed. And it falls by no more than so much to the next limit that was seen. Shown is the one with the smallest error.
-    fn elasticity_here(&self, here: &Seen) -> (f64, Estimate) {
-        let before = self.believed(here);
-        let (mut believed, mut shown) = (before.value, UNSEEN);
-        for less in self.model.known().filter(|less| less.limit as f64 * SPAN <= here.limit as f64) {
-            let whole = self.elasticity(less, here);
-            believed = believed.min(before.with(whole).value);
-            if whole.error < shown.error {
-                shown = whole;
-            }
-        }
-        for more in self.model.known().filter(|more| more.limit as f64 >= here.limit as f64 * NEXT) {
-            let Estimate { value, error } = self.elasticity(here, more);
-            believed = believed.min(before.with(Estimate { value: value + BEND, error }).value);
-        }
-        (believed, shown)
-    }
-
-    /// What is believed of growth by what a connection brings here, in parts of what it brings unloaded: for such an E the
-    /// Universal Scalability Law (Gunther) leaves an elasticity between 2 E - 1 (coherency alone) and E (contention alone). The
-    /// middle is believed.
-    fn believed(&self, here: &Seen) -> Estimate {
-        let Some(brings) = self.brings(here).filter(|_| self.has(Mechanism::Prior)) else { return BELIEVED };
-        Estimate { value: (1.5 * brings - 0.5).clamp(0.0, BELIEVED.value), ..BELIEVED }
-    }
-
-    /// What a connection brings here, in parts of what it brings where the database has nothing else to do.
-    fn brings(&self, here: &Seen) -> Option<f64> {
-        let seen = here.uses.ln_mean().filter(|_| here.uses.count >= 5.0);
-        let mean = seen.or_else(|| self.demand.present());
-        Some((self.unloaded()? - mean?).exp())
-    }
-
-    /// How throughput follows the limit from `less` to `more`, of the whole database: a share f of the load sees
-    /// e_own = 1 - f (1 - e).
-    fn elasticity(&self, less: &Seen, more: &Seen) -> Estimate {
-        let ln_limits = (more.limit as f64 / less.limit as f64).ln();
-        let Estimate { value, error } = self.model.ln_ratio(less, more);
-        Estimate {
-            value: 1.0 - (1.0 - value / ln_limits) / self.share,
-            error: error / ln_limits / self.share,
-        }
-    }
-
-    /// How much more `to` is worth than `from`: ln of the throughput, less what so many connections must bring. The less
-    /// certain, the less plausible it is at all.
-    fn gain(&self, from: &Seen, to: &Seen) -> Estimate {
-        let ln_limits = (to.limit as f64 / from.limit as f64).ln();
-        let Estimate { value, error } = self.model.ln_ratio(from, to);
-        let plausible = PLAUSIBLE * ln_limits.abs();
-        let doubt = if plausible > 0.0 { error.hypot(plausible) / plausible } else { 1.0 };
-        let pays = 1.0 - self.share * (1.0 - self.law.pays);
-        Estimate { value: value - pays * ln_limits, error: error * doubt }
-    }
-
-    /// The limit worth most of those that are worth more than this one by so many standard errors.
-    fn better(&self, here: &Seen, sample: &Sample, errors: f64, most: usize) -> Option<Decision> {
-        let gains = self
-            .model
-            .known()
-            .filter(|seen| (sample.min_limit..=most).contains(&seen.limit) && seen.limit != here.limit)
-            .filter(|seen| seen.completions >= FEWEST)
-            .map(|seen| (seen, self.gain(here, seen)))
-            .filter(|(_, gain)| gain.value > errors * gain.error);
-        let worst_case = |gain: &Estimate| gain.value - gain.error;
-        let (best, _) = gains.max_by(|a, b| worst_case(&a.1).total_cmp(&worst_case(&b.1)))?;
-        let (less, more) = if best.limit < here.limit { (best, here) } else { (here, best) };
-        let Estimate { value: elasticity, error } = self.elasticity(less, more);
-        let &Sample { queue_depth, .. } = sample;
-        let reason = if best.limit > here.limit {
-            let estimated_wait = duration(estimated_wait(sample));
-            Reason::GrowthPays { queue_depth, estimated_wait, elasticity, error }
-        } else {
-            Reason::TakenBack { from: here.limit, to: best.limit, elasticity, error }
-        };
-        Some(Decision { limit: best.limit, reason })
     }
 
     /// Towards what was used of late, slowly: a high limit is a trap for the next burst where the database has a knee. Lack of

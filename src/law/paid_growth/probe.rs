@@ -123,7 +123,7 @@ impl PaidGrowthController {
                 return stay;
             }
             self.probes.ended(now, probe, false);
-            let Estimate { value: elasticity, error } = super::UNSEEN;
+            let Estimate { value: elasticity, error } = super::judge::UNSEEN;
             return Decision {
                 limit: from,
                 reason: Reason::ProbeEnded { from: to, to: from, elasticity, error },

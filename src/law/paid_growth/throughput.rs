@@ -177,6 +177,11 @@ impl Throughput {
         if apart > APART * counted.error.hypot(timed.error) { timed } else { counted.with(timed) }
     }
 
+    /// ln of one limit's throughput by its completions, less its standard error.
+    pub fn ln_rate_at_least(&self, seen: &Seen) -> f64 {
+        seen.ln_rate() - self.variance(seen).sqrt()
+    }
+
     /// Variance that one completion has for the ln of a throughput.
     pub fn noise(&self) -> f64 {
         self.dispersion.min(self.ln_variance)
