@@ -35,7 +35,7 @@ test-more: ## run the tests that take longer or need more programs, such as PgBo
 judge: ## the named scenarios and forty drawn at random, held to what the default law loses now
 	cargo run --release --quiet --example scenarios -- --controllers adaptive
 	cargo run --release --quiet --example scenarios -- sweep --scenarios 40 --seed 3000000 --controllers adaptive,queue_depth \
-		--at-most 9 6
+		--at-most 7.5 3.5
 
 soak: setup ## five minutes of load and random faults; SOAK_SECONDS=... for another length
 	SOAK_SECONDS=$${SOAK_SECONDS:-300} cargo test --release --all-features --test soak -- --nocapture
