@@ -21,7 +21,8 @@ impl PaidGrowthController {
     /// What growth to this limit brought, as elasticity of the whole database: what is believed of it, and what was shown.
     ///
     /// Throughput is concave up to its knee, so the elasticity from any smaller limit is an upper bound of what is to be had
-    /// here: the least of them is believed. And it falls by no more than so much to the next limit that was seen. Shown is the one with the smallest error.
+    /// here: the least of them is believed. It falls by no more than `BEND` to the next larger limit that was seen. Shown is the
+    /// one with the smallest error.
     pub(super) fn elasticity_here(&self, here: &Seen) -> (f64, Estimate) {
         let before = self.believed(here);
         let (mut believed, mut shown) = (before.value, UNSEEN);

@@ -17,7 +17,7 @@ use probe::Probes;
 use throughput::Throughput;
 
 /// Evidence counts from so many uses after a move, but between so many seconds: the connections just put to use or out of it
-/// have had their effect by then. Two, because the first to end on new connections are the short ones.
+/// have had their effect by then.
 const SETTLE: (f64, f64, f64) = (1.0, 0.020, 5.0);
 /// A wait that is worth a connection to somebody, in seconds, whatever the load seems to need.
 const LONG_WAIT: f64 = 0.020;
@@ -25,7 +25,7 @@ const LONG_WAIT: f64 = 0.020;
 const SHRINK: (f64, f64, f64) = (0.85, 0.200, 1.15);
 /// And not before so many uses went without a wait.
 const SHRINK_USES: f64 = 4.0;
-/// Completions before a limit is judged, and as many as it has connections.
+/// Completions before a limit is judged.
 const FEWEST: f64 = 10.0;
 
 /// Grows while growth pays: the default law.
@@ -183,7 +183,9 @@ impl PaidGrowthController {
             self.counts_from = Some(now + duration(settle));
         } else if seconds > 0.0 && self.counts_from.is_some_and(|from| now > from) {
             self.model.add(useful, seconds, uses);
-            if let Some(faster) = self.model.changed().filter(|_| self.has(Mechanism::Changed)) {
+            if self.has(Mechanism::Changed)
+                && let Some(faster) = self.model.changed()
+            {
                 self.demand.shift(faster);
                 self.probes = Probes::new();
                 self.taken_back = 0;
@@ -265,7 +267,8 @@ impl Controller for PaidGrowthController {
     fn on_sample(&mut self, now: Instant, sample: &Sample) -> Decision {
         let is_sane = sample.is_sane();
         if !is_sane || self.demand.is_before_the_last(now) {
-            *self = Self { without: self.without, ..Self::new(self.law) }; // nonsense, or a clock set back: nothing seen or dated is worth keeping
+            // Nonsense, or a clock set back: nothing seen or dated is worth keeping.
+            *self = Self { without: self.without, ..Self::new(self.law) };
         }
         if !is_sane {
             let limit = sample.limit.max(sample.min_limit).min(sample.max_size);

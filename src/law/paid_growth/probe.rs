@@ -6,7 +6,8 @@ use super::throughput::{Estimate, Seen};
 use super::{FEWEST, Mechanism, PaidGrowthController};
 use crate::law::scale::{Decision, Reason, Sample};
 
-/// Ratio of the first probe's limit to the present one, and the most to which steps widen as probes succeed.
+/// Ratio of the first probe's limit to the present one, and the most to which steps widen as probes succeed; the most of a first
+/// probe downwards, which goes as far as the knee seems to be.
 const STEP: (f64, f64, f64) = (1.15, 1.6, 3.0);
 /// Standard errors that decide a probe before its time is over.
 const DECIDED: f64 = 2.0;
